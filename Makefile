@@ -1,0 +1,42 @@
+# make demo       train on Tiny Shakespeare for two minutes and read what the model writes
+# make test       the everyday gate: style, types, tests
+# make test-slow  what takes longer: kill loops, every corpus
+# Each works on a fresh clone with Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test test-slow format clean
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	$(INSTALL) '.[train,corpora]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	$(INSTALL) '.[dev]'
+	@touch $(VENV)/run.stamp $@
+
+demo: $(VENV)/run.stamp
+	$(BIN)/textlstm demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2
+
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/pytest -m slow
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,423 @@
+"""The command line: arguments and printing only. Everything else is imported inside the commands.
+
+Results go to standard output, progress to standard error. `--json` prints one JSON object as the last line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from textlstm import __version__
+from textlstm.config import PRESETS, Config, CorpusConfig, ModelConfig, SamplingConfig, TrainConfig
+from textlstm.errors import TextLSTMError
+
+Command = Callable[..., Any]
+
+SHORT_HELP = """textlstm trains a language model on your own text in minutes, and writes with it.
+
+  textlstm demo                                watch it learn Shakespeare, then read what it writes
+  textlstm train my-text.txt --minutes 5       train on your own text
+  textlstm generate runs/my-text-1 "Once"      write with it
+  textlstm generate shakespeare                write with a model that ships
+
+textlstm --help lists everything.
+"""
+
+
+def options_of(config: type[Config], skip: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """Options for the fields of a configuration, with their help; what is not given stays None."""
+
+    def decorate(command: Command) -> Command:
+        hints = typing.get_type_hints(config)
+        for field in reversed(dataclasses.fields(config)):
+            if field.name in skip:
+                continue
+            flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
+            default = "" if field.default is None else f"  [default: {field.default}]"
+            text = field.metadata["help"] + default
+            if hint is bool:
+                flag = f"{flag}/--no-{flag[2:]}"
+                command = click.option(flag, default=None, help=text)(command)
+                continue
+            kinds = [k for k in (typing.get_args(hint) or [hint]) if k is not types.NoneType]
+            choices = field.metadata.get("choices")
+            command = click.option(flag, type=click.Choice(choices) if choices else kinds[0], help=text)(command)
+        return command
+
+    return decorate
+
+
+def given(config: type[Config], values: dict[str, Any]) -> dict[str, Any]:
+    """Takes the options of a configuration that were given out of a command's arguments."""
+    names = [field.name for field in dataclasses.fields(config)]
+    taken = {name: values.pop(name) for name in names if name in values}
+    return {name: value for name, value in taken.items() if value is not None}
+
+
+def _common(command: Command) -> Command:
+    command = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")(command)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=True))
+
+
+class _Group(click.Group):
+    """Lists the commands in the order of a user's day, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"max_content_width": 110})
+@click.version_option(__version__, prog_name="textlstm")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Train an LSTM language model on your own text in minutes; write and score with it.
+
+    \b
+    textlstm demo                              watch it learn, then read what it writes
+    textlstm train my-text.txt --minutes 5     train on your own text
+    textlstm generate runs/my-text-1 "Once"    write with it
+    textlstm COMMAND --help                    every option, with examples
+    """
+    if context.invoked_subcommand is None:
+        click.echo(SHORT_HELP, nl=False)
+
+
+@cli.command()
+@click.option("--minutes", type=float, default=2.0, show_default=True, help="How long to train.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/demo-N]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
+@_common
+def demo(minutes: float, out: Path | None, seed: int, as_json: bool, quiet: bool) -> None:
+    """The main job in one go: train on Tiny Shakespeare, then type out what the model writes.
+
+    \b
+    textlstm demo
+    textlstm demo --minutes 10
+    """
+    from textlstm.run import Request, free_run_folder
+
+    out = free_run_folder("demo") if out is None else out
+    request = Request(["tiny-shakespeare"], out, minutes, settings={"seed": seed}, command=_command_line())
+    result = _train(request, quiet)
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    from textlstm.model import Model
+
+    click.echo(f"\nThe model is {result.model}. It writes:\n")
+    model = Model.load(result.model)
+    pace = 90.0 if sys.stdout.isatty() else 0.0
+    _type_out(model.stream("", max_chars=700, temperature=0.7, seed=1), pace)
+    click.echo(f'\n\nMore of it:  textlstm generate {out} "ROMEO:"\nYour text:   textlstm train FILE --minutes 5')
+
+
+def _train(request: Any, quiet: bool) -> Any:
+    from textlstm.api import require_torch
+
+    require_torch()
+    if not quiet:
+        click.echo("starting ...", err=True)
+    from textlstm.run import train
+    from textlstm.view import choose_view
+
+    with choose_view(quiet) as view:
+        return train(request, view)
+
+
+@cli.command()
+@click.argument("sources", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-N, never overwritten]")
+@click.option("--minutes", type=float, help="Plan a run that fits this time.  [default: 3]")
+@click.option("--steps", type=int, help="Train this many optimizer steps instead.")
+@click.option("--epochs", type=float, help="Train this many passes over the text instead.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings of the original program.")
+@click.option("--init-from", help="Begin from this model; its vocabulary and shape are kept.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole checkpoint.")
+@click.option("--time-to-loss", type=float, help="Stop when the held-out text costs this many nats per character.")
+@options_of(CorpusConfig)
+@options_of(ModelConfig, skip=["boundary"])
+@options_of(TrainConfig, skip=["steps"])
+@_common
+def train(as_json: bool, quiet: bool, **values: Any) -> None:
+    """Train a model on SOURCES: files, folders, glob patterns, '-', or named corpora.
+
+    Reads .txt .md .jsonl .csv (plain or .gz), and any other file as plain text. The run folder holds the model,
+    checkpoints, log, samples and a picture of the loss, and can be given wherever a model can.
+
+    \b
+    textlstm train my-novel.txt                          about three minutes, everything chosen for you
+    textlstm train notes/ 'letters/**/*.txt' --minutes 20
+    cat *.log | textlstm train - --minutes 1
+    textlstm train tiny-shakespeare --out runs/bard --minutes 30
+    textlstm train --resume --out runs/bard              after Ctrl-C or a crash
+    textlstm train sonnets.txt --init-from shakespeare   fine-tune
+    """
+    from textlstm.run import Request
+
+    settings = {**given(CorpusConfig, values), **given(ModelConfig, values)}
+    steps = values.pop("steps")
+    settings |= given(TrainConfig, values)
+    request = Request(steps=steps, settings=settings, command=_command_line(), **values)
+    result = _train(request, quiet)
+    report = result.to_dict()
+    if request.time_to_loss is None:
+        del report["seconds_to_loss"]
+    if as_json:
+        _print_json(report)
+    else:
+        click.echo(f'model: {result.model}\nwrite with it: textlstm generate {result.model.parent} "Once upon a time"')
+    if request.time_to_loss is not None and result.seconds_to_loss is None:
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("prompt", default="")
+@click.option("--max-tokens", type=int, help="End after this many tokens.  [default: 500]")
+@click.option("--max-chars", type=int, help="End after this many characters.")
+@click.option("--stop", multiple=True, help="End before this string; may be given several times.")
+@click.option("--stop-at-end", is_flag=True, help="End where the model ends the document.")
+@click.option("--seed", type=int, help="Seed of the text; the same seed gives the same text.  [default: a new one]")
+@click.option("--n", type=click.IntRange(min=1), default=1, help="Write this many texts.")
+@click.option("--no-echo", is_flag=True, help="Do not repeat the prompt.")
+@click.option("--typewriter", type=float, is_flag=False, flag_value=40.0, default=0.0, help="Characters per second.")
+@click.option("--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Cores that one step may use.  [default: the engine's]")
+@options_of(SamplingConfig)
+@_common
+def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any) -> None:
+    """Write with MODEL, a model file, a run folder or a model that ships; PROMPT is continued ('-' reads it).
+
+    \b
+    textlstm generate shakespeare
+    textlstm generate runs/my-text-1 "Once upon a time" --max-chars 400 --temperature 0.7
+    textlstm generate shakespeare "HAMLET:" --stop "\\n\\n" --n 3 --seed 1
+    """
+    from textlstm.generation import Limits
+    from textlstm.model import Model
+
+    sampling = SamplingConfig.from_dict(given(SamplingConfig, values))
+    stops = tuple(stop.replace("\\n", "\n") for stop in values["stop"])
+    limits = Limits(values["max_tokens"], values["max_chars"], stops, values["stop_at_end"])
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
+    if seed < 0:
+        raise click.BadParameter("must be 0 or more", param_hint="--seed")
+    loaded = Model.load(model, values["engine"], values["threads"])
+    engine = loaded.engine
+    writers = loaded.writers(values["n"], sampling, limits, seed)
+    started, first = time.perf_counter(), None
+    pieces = loaded.write(prompt, writers)
+    shown = 0
+    if not as_json:
+        _heading(0, len(writers), prompt, values["no_echo"])
+    for number, text in pieces:
+        first = time.perf_counter() - started if first is None else first
+        if number == shown and not as_json:
+            _type_out([text], values["typewriter"])
+        while not as_json and shown + 1 < len(writers) and writers[shown].reason is not None:
+            shown += 1  # the next text was written meanwhile: show what there is of it
+            _heading(shown, len(writers), prompt, values["no_echo"])
+            _type_out([writers[shown].text], values["typewriter"])
+    seconds = time.perf_counter() - started
+    tokens = sum(writer.tokens for writer in writers)
+    if as_json:
+        _print_json(
+            {
+                "texts": [writer.text for writer in writers],
+                "tokens": tokens,
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds if seconds else 0.0,
+                "first_token_seconds": first,
+                "engine": engine.name,
+                "seed": seed,
+            }
+        )
+    else:
+        click.echo()
+
+
+def _heading(number: int, of: int, prompt: str, no_echo: bool) -> None:
+    if of > 1:
+        click.echo(("" if number == 0 else "\n\n") + click.style(f"--- {number + 1} of {of} ---", dim=True))
+    if prompt and not no_echo:
+        click.echo(click.style(prompt, bold=True), nl=False)
+
+
+def _type_out(pieces: Any, characters_per_second: float) -> None:
+    """Prints pieces of text as they come, at a typewriter's pace if one is asked."""
+    for piece in pieces:
+        if not characters_per_second:
+            click.echo(piece, nl=False)
+            continue
+        for character in piece:
+            click.echo(character, nl=False)
+            time.sleep(1 / characters_per_second)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("files", nargs=-1, required=True)
+@click.option("--protocol", default="stream", show_default=True, help="stream, or cold-N for windows of N tokens.")
+@click.option("--lanes", type=click.IntRange(min=1), default=1, help="Read in this many lanes, each from its start.")
+@click.option("--context", help="Text that is read first and not scored: the end of the training text, say.")
+@click.option("--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True)
+@_common
+def score(
+    model: str, files: tuple[str, ...], protocol: str, lanes: int, context: str | None, engine: str, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Score FILES with MODEL: nats and bits per character, bits per byte, perplexity.
+
+    Weights are fixed and every token counts, the first included.
+
+    \b
+    textlstm score shakespeare my-sonnet.txt
+    textlstm score runs/my-text-1 other.txt --protocol cold-256 --json
+    """
+    from textlstm.model import Model
+    from textlstm.report import ScoreView, read_text
+
+    if lanes > 1:
+        if protocol != "stream":
+            raise click.BadParameter("works with the protocol stream only", param_hint="--lanes")
+        protocol = f"stream-{lanes}"
+    loaded = Model.load(model, engine)
+    before = "" if context is None else read_text(context)
+    with ScoreView(quiet) as view:
+        scores = [(f, loaded.score(read_text(f), protocol, before, view.progress(f))) for f in files]
+    total = scores[0][1]
+    for _, other in scores[1:]:
+        total = total + other
+    if as_json:
+        report = {**total.to_dict(), "model": model}
+        if len(scores) > 1:
+            report["files"] = [{"file": name, **one.to_dict()} for name, one in scores]
+        _print_json(report)
+        return
+    view.table(scores, total)
+
+
+@cli.command(name="import")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--corpus", help="Of the character version: the text it was trained on, for its table of characters.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
+@_common
+def import_(checkpoint: Path, out: Path, corpus: str | None, dtype: Any, as_json: bool, quiet: bool) -> None:
+    """Turn a CHECKPOINT of the original one-file program (a .pt state dict) into a model file OUT.
+
+    \b
+    textlstm import model.pt original.safetensors
+    textlstm import char-model.pt original-char.safetensors --corpus data.txt
+    """
+    from textlstm.api import require_torch
+
+    require_torch()
+    from textlstm.legacy import import_checkpoint
+
+    params = import_checkpoint(checkpoint, out, corpus, dtype)
+    if as_json:
+        _print_json({"model": str(out), "params": params})
+    else:
+        click.echo(f"{out}: {params:,} parameters")
+
+
+@cli.command()
+@click.argument("model")
+@_common
+def info(model: str, as_json: bool, quiet: bool) -> None:
+    """Show what is in a MODEL file: its shape, where it comes from, what it scores.
+
+    \b
+    textlstm info shakespeare
+    """
+    from textlstm.model_file import read_model
+    from textlstm.registry import find_model
+    from textlstm.report import model_report, show_model
+
+    path = find_model(model)
+    report = model_report(path, read_model(path))
+    if as_json:
+        _print_json(report)
+    else:
+        show_model(report)
+
+
+@cli.command()
+@_common
+def models(as_json: bool, quiet: bool) -> None:
+    """List the models that ship with textlstm."""
+    from textlstm.model_file import read_model
+    from textlstm.registry import shipped_models
+    from textlstm.report import model_report, show_models
+
+    reports = [{"name": name, **model_report(path, read_model(path))} for name, path in shipped_models().items()]
+    if as_json:
+        keys = ("name", "params", "bytes", "card")
+        _print_json({"models": [{key: report[key] for key in keys} for report in reports]})
+    else:
+        show_models(reports)
+
+
+@cli.command()
+@_common
+def corpora(as_json: bool, quiet: bool) -> None:
+    """List the corpora that can be named instead of a file."""
+    from textlstm.corpus import CORPORA
+
+    if as_json:
+        rows = [{"name": c.name, "summary": c.summary, "licence": c.licence} for c in CORPORA.values()]
+        _print_json({"corpora": rows})
+        return
+    width = max(map(len, CORPORA))
+    for corpus in CORPORA.values():
+        click.echo(f"{corpus.name:<{width}}  {corpus.summary} ({corpus.licence})")
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["textlstm", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Runs the command line and leaves with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("\nstopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except TextLSTMError as error:
+        label = "" if error.exit_code > 128 else click.style("error: ", fg="red", bold=True)
+        click.echo(f"{label}{error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe left; its end is ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

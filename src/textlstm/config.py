@@ -1,0 +1,276 @@
+"""Configurations: frozen dataclasses that are the single source of the flags, their help and the stored JSON.
+
+Every field carries its help text; the command line derives its options from the fields, and `from_dict` reads
+the JSON of a model file or run folder strictly, so that a misspelt key is an error that names the nearest known
+one. Each class checks its own values when it is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from textlstm.errors import ConfigError
+
+
+def option(default: Any, help: str, **extra: Any) -> Any:
+    """A dataclass field with its help text (`extra` holds `choices` or `flag`)."""
+    return dataclasses.field(default=default, metadata={"help": help, **extra})
+
+
+@dataclass(frozen=True)
+class Config:
+    """What all configurations share: strict reading, plain writing."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Builds a configuration from JSON values.
+
+        Args:
+            values: field name to value; fields that are absent take their defaults.
+
+        Raises:
+            ConfigError: unknown key (the message names the nearest known one), wrong type, impossible value.
+        """
+        hints = typing.get_type_hints(cls)
+        for key, value in values.items():
+            if key not in hints:
+                near = difflib.get_close_matches(key, hints, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(hints)}"
+                raise ConfigError(f"{cls.__name__} has no setting {key!r}{hint}")
+            if not _has_type(value, hints[key]):
+                raise ConfigError(f"{cls.__name__}.{key} must be {_type_name(hints[key])}, not {value!r}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked like a new one."""
+        return type(self).from_dict({**self.to_dict(), **changes})
+
+    def _require(self, condition: bool, field: str, must: str) -> None:
+        if not condition:
+            raise ConfigError(f"{field.replace('_', '-')} must be {must}, not {getattr(self, field)!r}")
+
+    def _require_probabilities(self, *fields: str) -> None:
+        for field in fields:
+            self._require(0 <= getattr(self, field) < 1, field, "at least 0 and below 1")
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_has_type(value, part) for part in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    return isinstance(value, hint)
+
+
+def _type_name(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)) if not isinstance(hint, types.UnionType) else str(hint)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Config):
+    """The shape of a network and the regularisation it is trained with."""
+
+    vocab_size: int = option(1024, "ids in the softmax, the document boundary included")
+    embed_size: int = option(384, "width E of the token embedding")
+    hidden_size: int = option(384, "width H of each LSTM layer")
+    num_layers: int = option(2, "number L of LSTM layers")
+    tie_embeddings: bool = option(True, "share the embedding with the output layer")
+    input_projection: bool = option(False, "put a linear layer E -> H between embedding and LSTM")
+    logit_scale: float = option(1.0, "factor on the logits")
+    boundary: bool = option(True, "the last id marks where a document begins; else a uniform first prediction")
+    embed_dropout: float = option(0.0, "drop whole rows of the embedding, that is token types")
+    input_dropout: float = option(0.1, "locked dropout on the input of the first layer")
+    layer_dropout: float = option(0.15, "locked dropout between layers")
+    output_dropout: float = option(0.2, "locked dropout on the output of the last layer")
+    weight_dropout: float = option(0.1, "drop single recurrent weights (DropConnect)")
+
+    # Caps that no sensible model reaches, so that a hostile file is refused before anything is allocated.
+    MAX_SIZES = types.MappingProxyType(
+        {"vocab_size": 1 << 21, "embed_size": 1 << 15, "hidden_size": 1 << 15, "num_layers": 64}
+    )
+
+    def __post_init__(self) -> None:
+        for field, most in self.MAX_SIZES.items():
+            self._require(1 <= getattr(self, field) <= most, field, f"between 1 and {most}")
+        self._require(self.vocab_size >= 2, "vocab_size", "at least 2")
+        self._require(math.isfinite(self.logit_scale) and self.logit_scale > 0, "logit_scale", "above 0")
+        self._require_probabilities(
+            "embed_dropout", "input_dropout", "layer_dropout", "output_dropout", "weight_dropout"
+        )
+
+    @property
+    def boundary_id(self) -> int | None:
+        """The id that marks the beginning of a document, or None."""
+        return self.vocab_size - 1 if self.boundary else None
+
+    @property
+    def input_size(self) -> int:
+        """Width of what the first LSTM layer reads."""
+        return self.hidden_size if self.input_projection else self.embed_size
+
+    @property
+    def has_output_projection(self) -> bool:
+        """Whether a linear layer H -> E stands before a tied output."""
+        return self.tie_embeddings and self.embed_size != self.hidden_size
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the network with its shape, in the order of the computation."""
+        V, E, H = self.vocab_size, self.embed_size, self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (V, E)}
+        if self.input_projection:
+            shapes |= {"input.weight": (H, E), "input.bias": (H,)}
+        for layer in range(self.num_layers):
+            width = self.input_size if layer == 0 else H
+            shapes[f"lstm.{layer}.weight_ih"] = (4 * H, width)
+            shapes[f"lstm.{layer}.weight_hh"] = (4 * H, H)
+            shapes[f"lstm.{layer}.bias"] = (4 * H,)
+        if self.has_output_projection:
+            shapes["projection.weight"] = (E, H)
+        if not self.tie_embeddings:
+            shapes["head.weight"] = (V, H)
+        return shapes | {"head.bias": (V,)}
+
+    @property
+    def num_params(self) -> int:
+        """Number of trained numbers."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+
+    @property
+    def flops_per_token(self) -> int:
+        """Floating-point operations of one forward pass for one token, counted from the matrix sizes.
+
+        A multiplication and an addition count as two; the embedding is a table look-up and counts nothing,
+        element-wise work is left out. A training step costs three times as much.
+        """
+        shapes = self.tensor_shapes()
+        matrices = sum(math.prod(s) for n, s in shapes.items() if len(s) == 2 and n != "embedding.weight")
+        tied_output = self.vocab_size * self.embed_size if self.tie_embeddings else 0
+        return 2 * (matrices + tied_output)
+
+
+@dataclass(frozen=True)
+class CorpusConfig(Config):
+    """Which text is read, how, and what is held out."""
+
+    encoding: str = option("utf-8", "encoding of the files; 'bytes' takes anything, byte for byte")
+    newlines: str = option("keep", "'lf' turns CRLF and CR into LF", choices=("keep", "lf"))
+    column: str = option("text", "field of .jsonl files and column of .csv files that holds the text")
+    val_fraction: float = option(0.1, "share of the text, cut from its end, that is held out for the final score")
+    val_chars: int | None = option(None, "hold out exactly this many characters instead")
+    val: str | None = option(None, "hold out the text of this file instead")
+    dev_fraction: float = option(
+        0.05, "share of the training text, cut from its end, that picks the best weights; 0 keeps the last"
+    )
+
+    def __post_init__(self) -> None:
+        self._require_probabilities("val_fraction", "dev_fraction")
+        self._require(self.val_chars is None or self.val_chars >= 0, "val_chars", "0 or more")
+        self._require(self.newlines in ("keep", "lf"), "newlines", "'keep' or 'lf'")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """How a network is trained."""
+
+    tokenizer: str = option(
+        "bpe", "bpe, char, char-plain, byte, gpt2, gpt2-pruned, another tiktoken name, or a .tiktoken file"
+    )
+    steps: int = option(1000, "number of optimizer steps")
+    batch_size: int = option(24, "number B of lanes read side by side")
+    seq_len: int = option(64, "mean length T of truncated backpropagation, in tokens")
+    jitter: float = option(0.25, "lengths vary by this share around the mean, in steps of 8 tokens")
+    lr: float = option(5e-3, "peak learning rate of AdamW")
+    lr_final: float = option(0.0, "learning rate at the end of the cosine, as a share of the peak")
+    warmup: float = option(0.03, "share of the steps over which the learning rate rises to its peak")
+    beta1: float = option(0.9, "decay of AdamW's mean of gradients")
+    beta2: float = option(0.99, "decay of AdamW's mean of squared gradients")
+    weight_decay: float = option(0.1, "decoupled weight decay on matrices; biases have none")
+    clip: float | None = option(1.0, "gradients are scaled down to this norm; none in the original's preset")
+    ema: float = option(0.99, "decay of the averaged weights; 0 turns averaging off")
+    activation_penalty: float = option(0.0, "weight of the squared outputs of the last layer (AR)")
+    temporal_penalty: float = option(0.0, "weight of the squared change of these outputs in time (TAR)")
+    label_smoothing: float = option(0.0, "share of the target spread evenly over the vocabulary")
+    seed: int = option(0, "seed of initialisation, dropout and order of the text")
+    eval_every: int | None = option(None, "steps between looks at the development part; default: 20 looks a run")
+    sample_every: int | None = option(None, "steps between samples; default: with every look")
+    checkpoint_every: int | None = option(None, "steps between checkpoints; default: with every look")
+    patience: int = option(8, "stop after this many looks without a new best; 0 never stops early")
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "batch_size", "seq_len", "eval_every", "sample_every", "checkpoint_every"):
+            value = getattr(self, field)
+            self._require(value is None or value >= 1, field, "at least 1")
+        for field in ("lr", "clip"):
+            value = getattr(self, field)
+            self._require(value is None or (math.isfinite(value) and value > 0), field, "above 0")
+        for field in ("weight_decay", "activation_penalty", "temporal_penalty", "lr_final", "patience"):
+            value = getattr(self, field)
+            self._require(math.isfinite(value) and value >= 0, field, "0 or more")
+        self._require_probabilities("jitter", "beta1", "beta2", "ema", "label_smoothing")
+        self._require(0 <= self.warmup <= 1, "warmup", "between 0 and 1")
+        self._require(0 <= self.seed < 2**63, "seed", "0 or more and below 2^63")
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Config):
+    """How a token is drawn from the logits; the operators apply in the order of these fields.
+
+    The meaning of each operator and their order follow Hugging Face and vLLM (temperature before truncation), with
+    typical-p before top-p; `textlstm.sampling` has the definitions.
+    """
+
+    repetition_penalty: float = option(1.0, "divide positive logits of seen tokens by this, multiply negative ones")
+    frequency_penalty: float = option(0.0, "subtract this for every time that a token was generated")
+    presence_penalty: float = option(0.0, "subtract this once if a token was generated")
+    temperature: float = option(0.8, "divide the logits by this; 0 always takes the likeliest token")
+    top_k: int = option(0, "keep the K likeliest tokens; 0 is off")
+    typical_p: float = option(1.0, "keep tokens of typical surprise up to this mass; 1 is off")
+    top_p: float = option(1.0, "keep the likeliest tokens up to this mass; 1 is off")
+    min_p: float = option(0.0, "keep tokens at least this likely relative to the likeliest; 0 is off")
+
+    def __post_init__(self) -> None:
+        for field in ("temperature", "frequency_penalty", "presence_penalty", "repetition_penalty"):
+            self._require(math.isfinite(getattr(self, field)), field, "a finite number")
+        self._require(self.temperature >= 0, "temperature", "0 or more")
+        self._require(self.repetition_penalty > 0, "repetition_penalty", "above 0")
+        self._require(self.top_k >= 0, "top_k", "0 or more")
+        self._require(0 < self.typical_p <= 1, "typical_p", "above 0 and at most 1")
+        self._require(0 <= self.top_p <= 1, "top_p", "between 0 and 1")
+        self._require(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
+
+
+_ORIGINAL_TRAIN = {
+    "batch_size": 8, "seq_len": 256, "jitter": 0.0, "lr": 3e-4, "lr_final": 1.0, "warmup": 0.0, "beta2": 0.999,
+    "weight_decay": 0.01, "clip": None, "ema": 0.0, "steps": 50_000, "patience": 0,
+}  # fmt: skip
+_ORIGINAL_MODEL = {
+    "embed_size": 192, "hidden_size": 512, "num_layers": 1, "tie_embeddings": False, "input_projection": True,
+    "embed_dropout": 0.0, "input_dropout": 0.0, "layer_dropout": 0.0, "output_dropout": 0.0, "weight_dropout": 0.0,
+}  # fmt: skip
+
+#: Named starting points for `--preset`: what they set in ModelConfig and in TrainConfig.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "original": {
+        "model": {**_ORIGINAL_MODEL, "vocab_size": 50_257, "logit_scale": 0.1},
+        "train": {**_ORIGINAL_TRAIN, "tokenizer": "gpt2"},
+    },
+    "original-char": {
+        "model": {**_ORIGINAL_MODEL, "vocab_size": 65, "boundary": False},
+        "train": {**_ORIGINAL_TRAIN, "tokenizer": "char-plain"},
+    },
+}

@@ -1,0 +1,112 @@
+"""Training batches: contiguous lanes of one token stream, read side by side with the state carried along.
+
+The stream is a ring. Each epoch starts at a new random place, cuts the ring into B lanes of equal length and reads
+them in segments of about T tokens; a lane's state flows from segment to segment (truncated backpropagation). A lane
+begins behind the end of a line, and its first input is the document boundary, so that the network learns what it is
+asked at generation: to begin from nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textlstm.errors import CorpusError
+
+_STEP = 8  # segment lengths are multiples of this: the kernels prepare code for each new length
+_SNAP = 256  # how many tokens a lane's start moves forward at most to reach the end of a line
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One segment of every lane.
+
+    Attributes:
+        x_BT, y_BT: inputs, and the ids to be predicted after each; int64.
+        fresh_B: lanes that begin here, from the zero state.
+    """
+
+    x_BT: NDArray[np.int64]
+    y_BT: NDArray[np.int64]
+    fresh_B: NDArray[np.bool_]
+
+
+class LaneReader:
+    """An endless iterator of batches that can say where it stands.
+
+    Args:
+        ids: the token stream, shape (N,).
+        batch_size: lanes B; fewer are read where the text is too short for so many.
+        seq_len: mean segment length T.
+        jitter: segment lengths vary by this share around the mean.
+        seed: of offsets and lengths.
+        boundary_id: the id put before the first token of a lane, or None.
+        line_end_V: which ids end a line, shape (V,).
+
+    Raises:
+        CorpusError: the stream has fewer tokens than one short lane.
+    """
+
+    def __init__(
+        self,
+        ids: NDArray[np.int32],
+        batch_size: int,
+        seq_len: int,
+        jitter: float,
+        seed: int,
+        boundary_id: int | None,
+        line_end_V: NDArray[np.bool_],
+    ) -> None:
+        self.batch_size = min(batch_size, len(ids) // (2 * _STEP))
+        if self.batch_size < 1:
+            raise CorpusError(f"{len(ids)} tokens of training text are too few; {2 * _STEP} are the least")
+        self._ids, self._boundary_id, self._line_end_V = ids, boundary_id, line_end_V
+        shortest, longest = (max(1, round(seq_len * (1 + sign * jitter) / _STEP)) * _STEP for sign in (-1, 1))
+        self._lengths = np.arange(shortest, longest + 1, _STEP) if jitter else np.array([seq_len])
+        self.lane_len = len(ids) // self.batch_size
+        self._rng = np.random.default_rng(seed)
+        self.epoch = 0
+        self._position = self.lane_len  # as if an epoch had just ended
+        self._starts_B = np.zeros(self.batch_size, dtype=np.int64)
+
+    def __iter__(self) -> LaneReader:
+        return self
+
+    def __next__(self) -> Batch:
+        fresh = self.lane_len - self._position < _STEP
+        if fresh:
+            self._begin_epoch()
+        length = min(int(self._rng.choice(self._lengths)), self.lane_len - self._position)
+        places = self._starts_B[:, None] + self._position + np.arange(length + 1)
+        segment = self._ids[places % len(self._ids)].astype(np.int64)
+        x_BT, y_BT = segment[:, :-1].copy(), segment[:, 1:].copy()
+        if fresh and self._boundary_id is not None:
+            x_BT[:, 0] = self._boundary_id
+        self._position += length
+        return Batch(x_BT, y_BT, np.full(self.batch_size, fresh))
+
+    def _begin_epoch(self) -> None:
+        N = len(self._ids)
+        starts = int(self._rng.integers(N)) + np.arange(self.batch_size) * self.lane_len
+        ahead = self._line_end_V[self._ids[(starts[:, None] + np.arange(min(_SNAP, self.lane_len))) % N]]
+        self._starts_B = starts + np.where(ahead.any(axis=1), ahead.argmax(axis=1), 0)
+        self.epoch += 1
+        self._position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reader stands, as JSON values."""
+        return {
+            "epoch": self.epoch,
+            "position": self._position,
+            "starts": self._starts_B.tolist(),
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where another reader of the same stream stood."""
+        self.epoch, self._position = state["epoch"], state["position"]
+        self._starts_B = np.array(state["starts"], dtype=np.int64)
+        self._rng.bit_generator.state = state["rng"]

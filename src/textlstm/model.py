@@ -1,0 +1,135 @@
+"""`Model`, the object that users hold: a thin face over the layers below, with no logic of its own."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textlstm import metrics
+from textlstm.config import ModelConfig, SamplingConfig
+from textlstm.engine import Engine, load_engine
+from textlstm.generation import Limits, Writer, read_prompt, write
+from textlstm.model_file import DType, ModelFile, read_model, write_model
+from textlstm.registry import find_model
+from textlstm.tokenizer import Tokenizer, text_to_bytes
+
+
+class Model:
+    """A finished language model.
+
+    Args:
+        file: what its file holds.
+        engine: `onnx` (no torch) or `torch` (reference, GPU).
+        threads: cores that one step may use; None leaves it to the engine.
+
+    Attributes:
+        config: the network's shape.
+        tokenizer: its tokenizer.
+        card: where it comes from, what it scores.
+    """
+
+    def __init__(self, file: ModelFile, engine: str = "onnx", threads: int | None = None) -> None:
+        self._file, self._engine_name, self._threads = file, engine, threads
+        self.config: ModelConfig = file.config
+        self.tokenizer: Tokenizer = file.tokenizer
+        self.card: dict[str, Any] = file.card
+
+    @classmethod
+    def load(cls, name: str | Path, engine: str = "onnx", threads: int | None = None) -> Model:
+        """Loads a model by the path of its file, its run folder, or the name of one that ships.
+
+        Raises:
+            UsageError: there is no such model.
+            ModelFileError: the file is damaged or something else.
+        """
+        return cls(read_model(find_model(name)), engine, threads)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the model; made when it is first needed."""
+        return load_engine(self._file, self._engine_name, self._threads)
+
+    def next_token_probs(self, text: str = "") -> NDArray[np.float64]:
+        """Probabilities of the token after a text, shape (V,), the document boundary included; they sum to 1."""
+        logits_BV, _ = read_prompt(self.engine, self.tokenizer, text)
+        weights_V = np.exp(logits_BV[0].astype(np.float64) - logits_BV[0].max())
+        probs_V: NDArray[np.float64] = weights_V / weights_V.sum()
+        return probs_V
+
+    def score(
+        self,
+        text: str,
+        protocol: str = "stream",
+        context: str = "",
+        progress: metrics.Progress = metrics.no_progress,
+    ) -> metrics.Score:
+        """What a text costs under the model.
+
+        Args:
+            text: the text.
+            protocol: `stream`, `stream-L` or `cold-N`; see `textlstm.metrics`.
+            context: text that is read first and not scored.
+            progress: told how far it is.
+        """
+        ids = self.tokenizer.encode(text)
+        before = self.tokenizer.encode(context) if context else None
+        size = len(text_to_bytes(text))
+        return metrics.score(self.engine, ids, len(text), size, before, protocol, progress=progress)
+
+    def writers(self, number: int, sampling: SamplingConfig, limits: Limits, seed: int) -> Sequence[Writer]:
+        """Writers for some texts; the seeds of their streams are `seed`, `seed + 1`, ..."""
+        shape = self.config.vocab_size, self.config.boundary_id
+        return [Writer(self.tokenizer, *shape, sampling, limits, seed + i) for i in range(number)]
+
+    def write(self, prompt: str, writers: Sequence[Writer]) -> Iterator[tuple[int, str]]:
+        """Continues a prompt once for each writer; yields the number of a writer and a piece of its text."""
+        logits_BV, state = read_prompt(self.engine, self.tokenizer, prompt)
+        ids = self.tokenizer.encode(prompt)
+        for writer in writers:
+            writer.row.read(ids)
+        rows = [0] * len(writers)
+        return write(self.engine, writers, logits_BV[rows], state.select(rows))
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        max_tokens: int | None = None,
+        max_chars: int | None = None,
+        stop: Sequence[str] = (),
+        stop_at_end: bool = False,
+        seed: int | None = None,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Continues a prompt, piece by piece; arguments as in `generate`."""
+        limits = Limits(max_tokens, max_chars, tuple([stop] if isinstance(stop, str) else stop), stop_at_end)
+        seed = secrets.randbits(31) if seed is None else seed
+        writers = self.writers(1, SamplingConfig.from_dict(sampling), limits, seed)
+        return (text for _, text in self.write(prompt, writers))
+
+    def generate(self, prompt: str = "", **options: Any) -> str:
+        """Continues a prompt.
+
+        Args:
+            prompt: text to continue; "" is the model's own start.
+            **options: `max_tokens`, `max_chars`, `stop` (strings), `stop_at_end`, `seed` (None is a new one each
+                time), and the fields of `SamplingConfig`: `temperature`, `top_k`, `top_p`, ...
+
+        Returns:
+            The continuation, without the prompt.
+
+        Raises:
+            ConfigError: an unknown option or an impossible value.
+        """
+        return "".join(self.stream(prompt, **options))
+
+    def save(self, path: str | Path, dtype: DType = "fp32") -> None:
+        """Writes the model to a file; `dtype` is `fp32`, `fp16` or `int8`."""
+        file = self._file
+        write_model(path, file.config, file.tokenizer, file.weights, file.card, dtype)

@@ -1,0 +1,190 @@
+"""The one-file model: a safetensors file that holds everything, and runs nothing.
+
+The tensors stand under the names of `ModelConfig.tensor_shapes`, as fp32, fp16, or int8 with one scale per row
+(`NAME.scale`). The metadata holds, as JSON: the configuration, the whole tokenizer, the model card, the version of
+this format, and a SHA-256 over all of these and the tensors, so that a single damaged bit is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textlstm import tokenizer as tokenizers
+from textlstm.config import ModelConfig
+from textlstm.errors import ConfigError, ModelFileError, UsageError
+from textlstm.files import write_atomically
+from textlstm.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+DType = Literal["fp32", "fp16", "int8"]
+_KEYS = ("config", "tokenizer", "card")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file holds, read into memory.
+
+    Attributes:
+        config: the network's shape.
+        tokenizer: its tokenizer.
+        weights: tensor name to float32 array, dequantised.
+        card: the model card: where it comes from, what it scores.
+        sha256: of the whole content.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    weights: dict[str, NDArray[np.float32]]
+    card: dict[str, Any]
+    sha256: str
+
+
+def write_model(
+    path: str | Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, NDArray[np.float32]],
+    card: Mapping[str, Any],
+    dtype: DType = "fp32",
+) -> str:
+    """Writes a model file, whole or not at all.
+
+    Args:
+        path: where to.
+        config, tokenizer, weights, card: what it holds.
+        dtype: how matrices are stored; vectors stay fp32.
+
+    Returns:
+        The SHA-256 of the content.
+
+    Raises:
+        ModelFileError: the weights do not fit the configuration or are not finite.
+    """
+    from safetensors.numpy import save
+
+    _check_shapes({name: array.shape for name, array in weights.items()}, config)
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise ModelFileError(f"tensor {name} has numbers that are not finite; a model is not written with them")
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, array in weights.items():
+        tensors |= _store(name, np.ascontiguousarray(array, dtype=np.float32), dtype)
+    values = {"config": config.to_dict(), "tokenizer": tokenizer.to_json(), "card": dict(card)}
+    metadata = {key: json.dumps(value, ensure_ascii=True) for key, value in values.items()}
+    digest = _digest(metadata, tensors)
+    metadata |= {"format": "textlstm", "format_version": str(FORMAT_VERSION), "sha256": digest}
+    write_atomically(Path(path), save(tensors, metadata=metadata))
+    return digest
+
+
+def read_model(path: str | Path) -> ModelFile:
+    """Reads a model file and verifies it.
+
+    Raises:
+        UsageError: there is no such file.
+        ModelFileError: it is something else, damaged, or written by a newer version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no model file {str(path)!r}") from error
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        metadata = _read_metadata(path, data)
+        tensors = load(data)
+        if _digest({key: metadata[key] for key in _KEYS}, tensors) != metadata["sha256"]:
+            raise ModelFileError(f"{path} is damaged: its content does not match its SHA-256; get a fresh copy")
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+        card = json.loads(metadata["card"])
+        tokenizer = tokenizers.from_json(json.loads(metadata["tokenizer"]))
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+        raise ModelFileError(f"{path} is damaged or is not a model of textlstm: {error}") from error
+    weights = {name: _restore(name, tensors) for name in tensors if not name.endswith(".scale")}
+    _check_shapes({name: array.shape for name, array in weights.items()}, config)
+    if not 0 <= config.vocab_size - config.boundary - tokenizer.vocab_size <= 1:
+        raise ModelFileError(
+            f"{path}: its tokenizer has {tokenizer.vocab_size} ids and its network {config.vocab_size}; they do not "
+            "belong together"
+        )
+    return ModelFile(config, tokenizer, weights, card, metadata["sha256"])
+
+
+def _read_metadata(path: str | Path, data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file; duplicate names, which safetensors lets pass, are refused."""
+    if data[:2] == b"PK" or data[:1] == b"\x80":
+        raise ModelFileError(
+            f"{path} is a pickled checkpoint, which is never opened as a model because it can run code; a checkpoint "
+            "of the original program becomes a model by: textlstm import CHECKPOINT OUT"
+        )
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > len(data) - 8:
+        raise ModelFileError(f"{path} is not a model file, or is cut off")
+    header = json.loads(data[8 : 8 + size], object_pairs_hook=_without_duplicates)
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    if metadata.get("format") != "textlstm":
+        raise ModelFileError(f"{path} is not a model of textlstm")
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        version = metadata.get("format_version")
+        raise ModelFileError(f"{path} has format version {version}, this textlstm reads {FORMAT_VERSION}; upgrade it")
+    return dict(metadata)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a name occurs twice in its header")
+    return names
+
+
+def _store(name: str, array: NDArray[np.float32], dtype: DType) -> dict[str, NDArray[Any]]:
+    if array.ndim < 2 or dtype == "fp32":
+        return {name: array}
+    if dtype == "fp16":
+        return {name: array.astype(np.float16)}
+    scale = np.maximum(np.abs(array).max(axis=1), np.float32(1e-12)) / np.float32(127)
+    return {name: np.rint(array / scale[:, None]).astype(np.int8), f"{name}.scale": scale}
+
+
+def _restore(name: str, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    array, scale = tensors[name], tensors.get(f"{name}.scale")
+    if array.dtype == np.int8 and scale is not None and scale.shape == array.shape[:1]:
+        return array.astype(np.float32) * scale.astype(np.float32)[:, None]
+    if array.dtype in (np.float32, np.float16) and scale is None:
+        return array.astype(np.float32, copy=False)
+    raise ModelFileError(f"tensor {name} is stored as {array.dtype}, which this textlstm cannot read")
+
+
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
+    expected = config.tensor_shapes()
+    wrong = [f"{name} is missing" for name in expected if name not in shapes]
+    wrong += [f"{name} is unknown" for name in shapes if name not in expected]
+    wrong += [
+        f"{name} has shape {shapes[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    if wrong:
+        raise ModelFileError("the weights do not fit the configuration: " + "; ".join(wrong))
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for key in _KEYS:
+        digest.update(f"{key}:{metadata[key]}\n".encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name}:{array.dtype.str}:{array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

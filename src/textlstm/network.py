@@ -1,0 +1,312 @@
+"""The network: embedding, LSTM layers, output layer, with the regularisation they are trained with.
+
+Shape letters: B rows, T time, V vocabulary, E embedding, H hidden, L layers, N = T * B tokens. Inside, time comes
+first, because that is how the fused kernels read it (with the batch first, torch transposes and copies).
+
+The state comes in as an argument and goes out as a result. Dropout happens where a generator is passed and nowhere
+else, so there is no train or eval mode. Two recurrences compute the same: `fused_lstm`, torch's kernel (oneDNN on a
+CPU, cuDNN on a GPU), and `reference_lstm`, the equations one step after the other, which the tests hold equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from textlstm.config import ModelConfig
+from textlstm.state import State
+
+#: (x_TBI, h_BH, c_BH, weight_ih (4H, I), weight_hh (4H, H), bias (4H)) -> (outputs_TBH, h_BH, c_BH)
+Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def reference_lstm(
+    x_TBI: Tensor, h_BH: Tensor, c_BH: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer from its equations, slow and obvious (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
+
+    i, f, o = sigmoid(W x + U h + b), g = tanh(W x + U h + b), c = f * c + i * g, h = o * tanh(c).
+
+    Args:
+        x_TBI: inputs.
+        h_BH, c_BH: the state before the first step.
+        weight_ih, weight_hh, bias: W (4H, I), U (4H, H) and b (4H), gates in the order i, f, g, o.
+
+    Returns:
+        The outputs of all steps, shape (T, B, H), and the state after the last one.
+    """
+    outputs = []
+    for x_BI in x_TBI:
+        i, f, g, o = (x_BI @ weight_ih.T + h_BH @ weight_hh.T + bias).chunk(4, dim=1)
+        c_BH = torch.sigmoid(f) * c_BH + torch.sigmoid(i) * torch.tanh(g)
+        h_BH = torch.sigmoid(o) * torch.tanh(c_BH)
+        outputs.append(h_BH)
+    return torch.stack(outputs), h_BH, c_BH
+
+
+def fused_lstm(
+    x_TBI: Tensor, h_BH: Tensor, c_BH: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same layer by torch's fused kernel, the one behind `nn.LSTM`; arguments as in `reference_lstm`.
+
+    The functional form takes the weights as arguments, so dropped recurrent weights cost one multiplication and no
+    surgery on a module. It wants two biases; ours is one, as in the equations, and the second is zero.
+    """
+    weights = [weight_ih, weight_hh, bias, torch.zeros_like(bias)]
+    outputs, h, c = torch._VF.lstm(
+        x_TBI, (h_BH[None].contiguous(), c_BH[None].contiguous()), weights, True, 1, 0.0, True, False, False
+    )
+    return outputs, h[0], c[0]
+
+
+class LSTMLayer(nn.Module):
+    """The parameters of one layer, gates in the order i, f, g, o.
+
+    Args:
+        input_size: width I of the inputs.
+        hidden_size: width H of outputs and cells.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight_ih = nn.Parameter(torch.empty(4 * hidden_size, input_size))
+        self.weight_hh = nn.Parameter(torch.empty(4 * hidden_size, hidden_size))
+        self.bias = nn.Parameter(torch.empty(4 * hidden_size))
+
+
+class Matrix(nn.Module):
+    """A weight matrix and a bias, either of which may be absent; filled by the network, not by itself.
+
+    Args:
+        rows, columns: size of the matrix; without columns there is none.
+        bias: whether there is a bias, one number per row.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, rows: int, columns: int | None, bias: bool = False) -> None:
+        super().__init__()
+        if columns is not None:
+            self.weight = nn.Parameter(torch.empty(rows, columns))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(rows))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one training step minimises, and its parts.
+
+    Attributes:
+        objective: mean cross-entropy with label smoothing, plus penalties; nats per token.
+        nats: mean cross-entropy alone; nats per token.
+    """
+
+    objective: Tensor
+    nats: Tensor
+
+
+class Features(NamedTuple):
+    """Outputs of the last layer.
+
+    Attributes:
+        raw_TBH: before output dropout.
+        dropped_TBH: after it.
+        state: the state after the last token.
+    """
+
+    raw_TBH: Tensor
+    dropped_TBH: Tensor
+    state: State
+
+
+class RecurrentLM(nn.Module):
+    """An LSTM language model.
+
+    Args:
+        config: shape and regularisation.
+        generator: source of the initial weights; None leaves them undefined, to be loaded.
+    """
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        E, H = config.embed_size, config.hidden_size
+        self.embedding = Matrix(config.vocab_size, E)
+        self.input = Matrix(H, E, bias=True) if config.input_projection else None
+        widths = [config.input_size] + [H] * (config.num_layers - 1)
+        self.lstm = nn.ModuleList(LSTMLayer(width, H) for width in widths)
+        self.projection = Matrix(E, H) if config.has_output_projection else None
+        self.head = Matrix(config.vocab_size, None if config.tie_embeddings else H, bias=True)
+        if generator is not None:
+            self._initialise(generator)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """Fills the weights.
+
+        | tensor | values |
+        |---|---|
+        | embedding, tied | normal, std 0.1 |
+        | embedding, untied | normal, std 1, as the original program's |
+        | linear layers, W, untied output | uniform within 1 / sqrt(width of the input) |
+        | U (recurrent) | orthogonal for each gate (Saxe et al. 2014) |
+        | biases | 0, but 1 for the forget gate (Jozefowicz et al. 2015) |
+        """
+        H = self.config.hidden_size
+        for name, tensor in self.named_parameters():
+            if name.endswith("bias"):
+                tensor.zero_()
+                if name.startswith("lstm"):
+                    tensor[H : 2 * H] = 1.0
+            elif name.endswith("weight_hh"):
+                for gate in tensor.chunk(4):
+                    nn.init.orthogonal_(gate, generator=generator)
+            elif name == "embedding.weight":
+                tensor.normal_(0, 0.1 if self.config.tie_embeddings else 1.0, generator=generator)
+            else:
+                bound = 1 / math.sqrt(tensor.shape[1])
+                tensor.uniform_(-bound, bound, generator=generator)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.embedding.weight.device
+        return device
+
+    def zero_state(self, rows: int) -> State:
+        """The state before anything was read, on the network's device."""
+        shape = (self.config.num_layers, rows, self.config.hidden_size)
+        return State(torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device))
+
+    def features(
+        self,
+        ids_BT: Tensor,
+        state: State,
+        generator: torch.Generator | None = None,
+        recurrence: Recurrence = fused_lstm,
+    ) -> Features:
+        """Outputs of the last layer, before the output layer.
+
+        Args:
+            ids_BT: token ids.
+            state: the state before them.
+            generator: source of the dropout masks; None means no dropout.
+            recurrence: how a layer is computed.
+        """
+        config = self.config
+        table = _drop(self.embedding.weight, (config.vocab_size, 1), config.embed_dropout, generator)
+        x_TB_ = nn.functional.embedding(ids_BT.T, table)
+        if self.input is not None:
+            x_TB_ = nn.functional.linear(x_TB_, self.input.weight, self.input.bias)
+        B = ids_BT.shape[0]
+        x_TB_ = _drop(x_TB_, (1, B, x_TB_.shape[2]), config.input_dropout, generator)
+        h_L, c_L = [], []
+        for number, layer in enumerate(cast(list[LSTMLayer], self.lstm)):
+            if number > 0:
+                x_TB_ = _drop(x_TB_, (1, B, config.hidden_size), config.layer_dropout, generator)
+            weight_hh = _drop(layer.weight_hh, layer.weight_hh.shape, config.weight_dropout, generator)
+            x_TB_, h_BH, c_BH = recurrence(
+                x_TB_, state.h_LBH[number], state.c_LBH[number], layer.weight_ih, weight_hh, layer.bias
+            )
+            h_L.append(h_BH)
+            c_L.append(c_BH)
+        dropped_TBH = _drop(x_TB_, (1, B, config.hidden_size), config.output_dropout, generator)
+        return Features(x_TB_, dropped_TBH, State(torch.stack(h_L), torch.stack(c_L)))
+
+    def logits(self, features_NH: Tensor) -> Tensor:
+        """The output layer: features of N tokens to logits_NV."""
+        if self.projection is not None:
+            features_NH = nn.functional.linear(features_NH, self.projection.weight)
+        weight = self.embedding.weight if self.config.tie_embeddings else self.head.weight
+        logits_NV = nn.functional.linear(features_NH, weight, self.head.bias)
+        return logits_NV * self.config.logit_scale if self.config.logit_scale != 1 else logits_NV
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        state: State,
+        generator: torch.Generator | None = None,
+        recurrence: Recurrence = fused_lstm,
+    ) -> tuple[Tensor, State]:
+        """Logits for the token after each given one.
+
+        Args:
+            ids_BT: token ids.
+            state: the state before them.
+            generator: source of the dropout masks; None means no dropout.
+            recurrence: how a layer is computed.
+
+        Returns:
+            logits_BTV and the state after the last token.
+        """
+        features = self.features(ids_BT, state, generator, recurrence)
+        return self.logits(features.dropped_TBH).transpose(0, 1), features.state
+
+    @torch.inference_mode()
+    def nll(self, x_BT: NDArray[np.int64], y_BT: NDArray[np.int64], state: State) -> tuple[NDArray[np.float64], State]:
+        """Nats of each target, shape (B, T), and the state after the last input: what `metrics` asks for."""
+        features = self.features(torch.from_numpy(x_BT).to(self.device), state)
+        logits_NV = self.logits(features.raw_TBH.flatten(0, 1))
+        targets_N = torch.from_numpy(y_BT).to(self.device).T.reshape(-1)
+        nats_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+        return nats_N.view(y_BT.shape[::-1]).T.double().cpu().numpy(), features.state
+
+    def loss(
+        self,
+        x_BT: Tensor,
+        y_BT: Tensor,
+        state: State,
+        generator: torch.Generator | None,
+        label_smoothing: float = 0.0,
+        activation_penalty: float = 0.0,
+        temporal_penalty: float = 0.0,
+    ) -> tuple[Loss, State]:
+        """The training loss of a batch.
+
+        Args:
+            x_BT, y_BT: inputs, and the ids to be predicted after each.
+            state: the state before the first token.
+            generator: source of the dropout masks.
+            label_smoothing: share of the target spread over the vocabulary.
+            activation_penalty, temporal_penalty: weights of AR and TAR (Merity et al. 2017, arXiv 1708.01009).
+
+        Returns:
+            The loss, and the state after the last token, cut off from the graph.
+        """
+        features = self.features(x_BT, state, generator)
+        targets_N = y_BT.T.reshape(-1)
+        nats = cross_entropy(self, features.dropped_TBH.flatten(0, 1), targets_N, label_smoothing)
+        objective = nats.objective
+        if activation_penalty:
+            objective = objective + activation_penalty * features.dropped_TBH.pow(2).mean()
+        if temporal_penalty:
+            objective = objective + temporal_penalty * features.raw_TBH.diff(dim=0).pow(2).mean()
+        after = State(features.state.h_LBH.detach(), features.state.c_LBH.detach())
+        return Loss(objective, nats.nats), after
+
+
+def cross_entropy(network: RecurrentLM, features_NH: Tensor, targets_N: Tensor, label_smoothing: float) -> Loss:
+    """Output layer and mean cross-entropy (nats per token), the slow and obvious way."""
+    logits_NV = network.logits(features_NH)
+    objective = nn.functional.cross_entropy(logits_NV, targets_N, label_smoothing=label_smoothing)
+    if not label_smoothing:
+        return Loss(objective, objective.detach())
+    return Loss(objective, nn.functional.cross_entropy(logits_NV.detach(), targets_N))
+
+
+def _drop(
+    tensor: Tensor, mask_shape: tuple[int, ...] | torch.Size, p: float, generator: torch.Generator | None
+) -> Tensor:
+    """Dropout by a mask that is constant along the axes where its shape has 1 (Gal & Ghahramani 2016)."""
+    if generator is None or p == 0:
+        return tensor
+    keep = torch.empty(mask_shape, device=tensor.device).bernoulli_(1 - p, generator=generator)
+    return tensor * keep.div_(1 - p)

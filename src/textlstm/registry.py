@@ -1,0 +1,40 @@
+"""Models by name: a path, a run folder, or a model that ships inside the package."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from textlstm.errors import UsageError
+
+MODEL_FILE = "model.safetensors"
+
+
+def shipped_models() -> dict[str, Path]:
+    """The models inside the package, by name."""
+    folder = Path(__file__).parent / "models"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def find_model(name: str | Path) -> Path:
+    """The model file that a user means.
+
+    Args:
+        name: path of a model file or run folder, or the name of a shipped model.
+
+    Raises:
+        UsageError: there is none; the message names the nearest shipped one.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / MODEL_FILE).is_file():
+            return path / MODEL_FILE
+        raise UsageError(f"the folder {str(name)!r} has no {MODEL_FILE} in it; a run writes it at its first look")
+    shipped = shipped_models()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = difflib.get_close_matches(str(name), shipped, n=1)
+    hint = f"did you mean the shipped model {near[0]!r}?" if near else f"shipped models are {', '.join(shipped)}"
+    raise UsageError(f"there is no model {str(name)!r}; {hint}")

@@ -1,0 +1,131 @@
+"""What commands print about models and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from textlstm.errors import CorpusError, UsageError
+from textlstm.metrics import Score
+from textlstm.model_file import ModelFile
+from textlstm.tokenizer import bytes_to_text
+
+
+def read_text(path: str) -> str:
+    """The text of a file, byte for byte, whatever its encoding.
+
+    Raises:
+        UsageError: there is no such file.
+        CorpusError: it cannot be read, or is empty.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {path!r}") from error
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
+    if not data:
+        raise CorpusError(f"{path} is empty, so there is nothing to score")
+    return bytes_to_text(data)
+
+
+class ScoreView:
+    """A progress bar on standard error, then a table on standard output.
+
+    Args:
+        quiet: show no progress.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._bar)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def progress(self, name: str) -> Callable[[int, int], None]:
+        """A callback that shows how much of a file is read."""
+        task = self._bar.add_task(name)
+        return lambda done, total: self._bar.update(task, completed=done, total=total)
+
+    def table(self, scores: Sequence[tuple[str, Score]], total: Score) -> None:
+        """Prints a row for each file, and their sum."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("file", overflow="fold")
+        for name in ("characters", "nats/char", "bits/char", "bits/byte", "perplexity"):
+            table.add_column(name, justify="right")
+        rows = [*scores, ("all", total)] if len(scores) > 1 else scores
+        for name, score in rows:
+            table.add_row(
+                name, f"{score.chars:,}", f"{score.nats_per_char:.4f}", f"{score.bits_per_char:.4f}",
+                f"{score.bits_per_byte:.4f}", f"{score.perplexity:.2f}",
+            )  # fmt: skip
+        console = Console()
+        console.print(table)
+        console.print(f"protocol {total.protocol}; perplexity is per token of this model", style="dim")
+
+
+def model_report(path: Path, file: ModelFile) -> dict[str, Any]:
+    """What there is to say about a model file, as JSON values."""
+    return {
+        "model": str(path),
+        "params": file.config.num_params,
+        "bytes": path.stat().st_size,
+        "sha256": file.sha256,
+        "config": file.config.to_dict(),
+        "tokenizer": {"kind": file.tokenizer.kind, "ids": file.tokenizer.vocab_size},
+        "card": file.card,
+    }
+
+
+def show_model(report: Mapping[str, Any]) -> None:
+    """Prints a model's report."""
+    config, card = report["config"], report["card"]
+    rows = {
+        "file": f"{report['model']}, {report['bytes'] / 1e6:.1f} MB, SHA-256 {report['sha256'][:16]} verified",
+        "network": f"{config['num_layers']} x {config['hidden_size']} LSTM, embedding {config['embed_size']}, "
+        f"{report['params']:,} parameters",
+        "tokenizer": f"{report['tokenizer']['kind']}, {report['tokenizer']['ids']:,} ids",
+    }
+    rows |= _flat(card)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table, markup=False, highlight=False)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    rows: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows |= _flat(value, f"{prefix}{name}.")
+        elif value not in (None, ""):
+            rows[f"{prefix}{name}"] = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return rows
+
+
+def show_models(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Prints a line for each shipped model."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("model", "parameters", "size", "trained on", "licence"):
+        table.add_column(name)
+    for report in reports:
+        corpus = report["card"].get("corpus", {})
+        table.add_row(
+            report["name"], f"{report['params']:,}", f"{report['bytes'] / 1e6:.1f} MB", corpus.get("name", ""),
+            corpus.get("licence", ""),
+        )  # fmt: skip
+    Console().print(table)

@@ -1,0 +1,660 @@
+"""A run: from sources of text to a finished model in a run folder.
+
+RUN/model.safetensors    the best weights so far, averaged
+RUN/checkpoints/step-N/  all that going on needs
+RUN/config.json          what was asked, what was chosen, and why
+RUN/log.jsonl            a line per report: steps, looks, the end
+RUN/samples.md           what the model wrote on the way
+RUN/loss.svg             its loss as a picture
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from textlstm import autopilot, metrics
+from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
+from textlstm.corpus import Corpus, LaneReader, Tokens, read_corpus
+from textlstm.engine.torch import TorchEngine
+from textlstm.errors import ConfigError, Interrupted, RunError, UsageError
+from textlstm.files import write_atomically
+from textlstm.model import Model
+from textlstm.model_file import ModelFile, read_model, write_model
+from textlstm.network import RecurrentLM
+from textlstm.registry import MODEL_FILE, find_model
+from textlstm.tokenizer import Tokenizer, from_json, make_tokenizer
+from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, weights_of
+from textlstm.trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
+from textlstm.trainer.speed import measure_reading, measure_step, sgemm_peak
+from textlstm.view import Facts, View, loss_svg
+
+DEFAULT_MINUTES = 3.0
+GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny Shakespeare
+ORIGINAL_SPLIT_CHARS = 104_217
+_SAMPLE_TOKENS = 120
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked of a run.
+
+    Attributes:
+        sources: texts to learn from; may be empty when a run is resumed.
+        out: the run folder; None makes `runs/NAME-N`.
+        minutes, steps, epochs: length of the run, at most one of them; none is three minutes.
+        preset: a name in `PRESETS`.
+        settings: fields of CorpusConfig, ModelConfig and TrainConfig that the user set.
+        init_from: a model to begin from; its vocabulary and shape are kept.
+        resume: go on from the last whole checkpoint in `out`.
+        time_to_loss: stop when the held-out text costs no more than this many nats per character.
+        command: the command line, for the model card.
+    """
+
+    sources: Sequence[str]
+    out: Path | None = None
+    minutes: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    preset: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    init_from: str | None = None
+    resume: bool = False
+    time_to_loss: float | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run.
+
+    Attributes:
+        model: path of the model file.
+        config: the contents of `config.json`.
+        steps, seconds, train_chars, params: how much was done, and of what size.
+        val: score of the held-out text, as JSON values; None where nothing was held out.
+        seconds_to_loss: from the start of the process; None if not asked or never reached.
+    """
+
+    model: Path
+    config: Mapping[str, Any]
+    steps: int
+    seconds: float
+    train_chars: int
+    params: int
+    val: Mapping[str, Any] | None
+    seconds_to_loss: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"model": str(self.model)}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run with everything decided, as `config.json` stores it."""
+
+    sources: Sequence[str]
+    corpus: CorpusConfig
+    model: ModelConfig
+    train: TrainConfig
+    fingerprint: str
+    reasons: Sequence[str]
+    init_from: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {
+            "version": 1,
+            "sources": list(self.sources),
+            "corpus": self.corpus.to_dict(),
+            "model": self.model.to_dict(),
+            "train": self.train.to_dict(),
+            "fingerprint": self.fingerprint,
+            "reasons": list(self.reasons),
+            "init_from": self.init_from,
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Setup:
+        """Reads a `config.json`."""
+        try:
+            values = json.loads(path.read_bytes())
+            if values.pop("version") != 1:
+                raise RunError(f"{path} was written by another version of textlstm; upgrade it")
+            return cls(
+                values["sources"],
+                CorpusConfig.from_dict(values["corpus"]),
+                ModelConfig.from_dict(values["model"]),
+                TrainConfig.from_dict(values["train"]),
+                values["fingerprint"],
+                values["reasons"],
+                values["init_from"],
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
+            raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started, by the system's own account where it gives one."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.perf_counter() - _IMPORTED
+
+
+_IMPORTED = time.perf_counter()
+
+
+def train(request: Request, view: View | None = None) -> Result:
+    """Trains a model.
+
+    Args:
+        request: what is asked.
+        view: what is shown meanwhile.
+
+    Returns:
+        The result; the run folder holds everything else.
+
+    Raises:
+        UsageError, ConfigError: a request that cannot be meant.
+        CorpusError: text that cannot be read, or too little of it.
+        RunError: a run folder that cannot be used or resumed.
+        DivergedError: the numbers stopped being finite.
+        Interrupted: a signal came; everything was saved.
+    """
+    view = View() if view is None else view
+    started = time.perf_counter()
+    folder = _run_folder(request)
+    resumed = request.resume and (folder / "config.json").exists()
+    done = _finished_result(folder) if resumed else None
+    if done is not None:
+        view.notice(f"{folder} is complete; nothing is left to do")
+        return done
+    if resumed:
+        setup, corpus, tokenizer, checkpoint = _resume(folder, request, view)
+        initial = _initial(setup.init_from)
+    else:
+        checkpoint = None
+        initial = _initial(request.init_from)
+        setup, corpus, tokenizer = _plan(request, initial, view, started)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "config.json", json.dumps(setup.to_dict(), indent=1).encode())
+        except OSError as error:
+            raise RunError(f"the run folder {folder} cannot be written: {error.strerror}") from error
+    return Run(folder, setup, corpus, tokenizer, request, view, started).go(checkpoint, initial)
+
+
+def _run_folder(request: Request) -> Path:
+    if request.out is not None:
+        if request.out.exists() and not request.out.is_dir():
+            raise UsageError(f"{request.out} is a file; --out names a folder")
+        if request.out.is_dir() and any(request.out.iterdir()) and not request.resume:
+            raise UsageError(f"{request.out} is not empty; add --resume to go on with it, or name another --out")
+        return request.out
+    if request.resume:
+        raise UsageError("--resume needs --out RUN, the run folder to go on with")
+    if not request.sources:
+        raise UsageError("name a text to learn from: a file, a folder, '-', or a corpus such as tiny-shakespeare")
+    return free_run_folder("stdin" if request.sources[0] == "-" else Path(request.sources[0]).stem)
+
+
+def free_run_folder(name: str) -> Path:
+    """The first of `runs/NAME-1`, `runs/NAME-2`, ... that does not exist yet."""
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".-") or "run"
+    return next(p for n in range(1, 1_000_000) if not (p := Path("runs", f"{name}-{n}")).exists())
+
+
+def _initial(init_from: str | None) -> ModelFile | None:
+    return None if init_from is None else read_model(find_model(init_from))
+
+
+def _split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    kinds = (CorpusConfig, ModelConfig, TrainConfig)
+    unknown = [name for name in settings if not any(name in kind.__dataclass_fields__ for kind in kinds)]
+    if unknown:
+        kinds[1].from_dict({unknown[0]: settings[unknown[0]]})  # raises, and names the nearest known one
+    corpus, model, train = ({k: v for k, v in settings.items() if k in kind.__dataclass_fields__} for kind in kinds)
+    return corpus, model, train
+
+
+def _check_length(request: Request) -> None:
+    if sum(x is not None for x in (request.minutes, request.steps, request.epochs)) > 1:
+        raise UsageError("name one length of the run: --minutes, --steps or --epochs")
+    for name, value in (("minutes", request.minutes), ("epochs", request.epochs)):
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{name} must be above 0, not {value:g}")
+
+
+def _shape_of(initial: ModelFile, for_model: Mapping[str, Any], for_train: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model that a run begins from, with other dropouts if they are asked."""
+    dropouts = {k: v for k, v in for_model.items() if k.endswith("dropout")}
+    changed = {k for k in for_model.keys() - dropouts.keys() if for_model[k] != getattr(initial.config, k)}
+    if changed or "tokenizer" in for_train:
+        named = ", ".join(sorted(changed) or ["tokenizer"])
+        raise UsageError(f"--init-from keeps the vocabulary and shape of its model; leave out {named}")
+    return initial.config.to_dict() | dropouts
+
+
+def _plan(request: Request, initial: ModelFile | None, view: View, started: float) -> tuple[Setup, Corpus, Tokenizer]:
+    """Decides everything about a new run."""
+    _check_length(request)
+    if request.preset is not None and request.preset not in PRESETS:
+        raise UsageError(f"there is no preset {request.preset!r}; known are {', '.join(PRESETS)}")
+    for_corpus, for_model, for_train = _split_settings(request.settings)
+    preset = PRESETS.get(request.preset or "", {"model": {}, "train": {}})
+    for_model, for_train = preset["model"] | for_model, preset["train"] | for_train
+    if "vocab_size" in request.settings:
+        for_train.setdefault("tokenizer", "bpe")
+    if initial is not None:
+        for_model = _shape_of(initial, for_model, for_train)
+    corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
+    view.notice(
+        f"text: {corpus.train.num_chars + corpus.dev.num_chars:,} characters, held out {corpus.val.num_chars:,}"
+    )
+    minutes = request.minutes
+    if minutes is None and request.steps is None and request.epochs is None and "steps" not in preset["train"]:
+        minutes = DEFAULT_MINUTES
+    reasons: list[str] = []
+    if minutes is not None:
+        view.notice("measuring this machine ...")
+        peak = sgemm_peak()
+        proposal = autopilot.propose(60 * minutes * 0.85, corpus.train.num_chars, peak, for_model)
+        for_model, for_train = {**proposal.model, **for_model}, {**proposal.train, **for_train}
+    if initial is not None:
+        tokenizer = initial.tokenizer
+    else:
+        boundary = bool(for_model.get("boundary", ModelConfig.boundary))
+        wanted = int(for_model.get("vocab_size", ModelConfig.vocab_size)) - boundary
+        name = for_train.get("tokenizer", TrainConfig.tokenizer)
+        tokenizer = make_tokenizer(name, corpus.train.text, wanted)
+        for_model["vocab_size"] = tokenizer.vocab_size + boundary
+    model = ModelConfig.from_dict(for_model)
+    if request.steps is not None:
+        for_train["steps"] = request.steps
+    train = TrainConfig.from_dict(for_train)
+    if minutes is not None:
+        steps, why = _steps_for(minutes, model, train, corpus, tokenizer, started, peak)
+        train, reasons = train.replace(steps=steps), why
+    elif request.epochs is not None:
+        tokens = len(tokenizer.encode(corpus.train.text))
+        steps = max(1, math.ceil(request.epochs * tokens / (train.batch_size * train.seq_len)))
+        train = train.replace(steps=steps)
+    init_from = None if request.init_from is None else str(Path(request.init_from))
+    setup = Setup(
+        list(request.sources),
+        CorpusConfig.from_dict(for_corpus),
+        model,
+        train,
+        corpus.fingerprint,
+        reasons,
+        init_from,
+    )
+    return setup, corpus, tokenizer
+
+
+def _steps_for(
+    minutes: float, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, started: float,
+    peak: float,
+) -> tuple[int, list[str]]:  # fmt: skip
+    per_step = measure_step(model, train, seconds=min(2.0, 2 * minutes))
+    chars_per_token = corpus.train.num_chars / max(
+        1,
+        len(tokenizer.encode(corpus.train.text[:100_000]))
+        * (corpus.train.num_chars / min(100_000, corpus.train.num_chars)),
+    )
+    final = measure_reading(model) * corpus.val.num_chars / chars_per_token
+    left = 60 * minutes - (time.perf_counter() - started)
+    steps = autopilot.steps_within(left, per_step, final)
+    tokens = corpus.train.num_chars / chars_per_token
+    epochs = steps * train.batch_size * train.seq_len / tokens
+    rate = train.batch_size * train.seq_len / per_step
+    reasons = [
+        f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token): suits "
+        f"{corpus.train.num_chars:,} characters",
+        f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters: fits {minutes:g} min at "
+        f"{peak / 1e9:.0f} GFLOP/s sgemm peak",
+        f"{steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {epochs:.1f} epochs: {rate:,.0f} tokens/s "
+        "measured",
+        f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
+        f"{model.weight_dropout:g}: for that many epochs",
+    ]
+    return steps, reasons
+
+
+def _resume(folder: Path, request: Request, view: View) -> tuple[Setup, Corpus, Tokenizer, Checkpoint | None]:
+    """Takes up a run where it was left."""
+    setup = Setup.read(folder / "config.json")
+    stored = setup.corpus.to_dict() | setup.model.to_dict() | setup.train.to_dict()
+    asked = dict(request.settings) | ({"steps": request.steps} if request.steps is not None else {})
+    if setup.model.vocab_size <= asked.get("vocab_size", 0):
+        asked.pop("vocab_size")  # a short text has fewer pairs than were asked for
+    different = [f"{k}: {stored.get(k)!r} there, {v!r} asked" for k, v in asked.items() if stored.get(k) != v]
+    if different:
+        raise RunError(
+            f"{folder} was begun with other settings ({'; '.join(different)}); leave them out, or begin anew"
+        )
+    if request.sources and list(request.sources) != list(setup.sources):
+        raise RunError(f"{folder} was begun with {' '.join(setup.sources)}, not {' '.join(request.sources)}")
+    corpus = read_corpus(setup.sources, setup.corpus, view.notice)
+    if corpus.fingerprint != setup.fingerprint:
+        raise RunError(f"the text has changed since {folder} was begun, so going on would not be the same run")
+    checkpoint = load_newest(folder / "checkpoints", view.notice)
+    if checkpoint is not None:
+        return setup, corpus, from_json(checkpoint.values["tokenizer"]), checkpoint
+    view.notice("no whole checkpoint yet; beginning afresh")
+    if setup.init_from is not None:
+        return setup, corpus, read_model(find_model(setup.init_from)).tokenizer, None
+    wanted = setup.model.vocab_size - setup.model.boundary
+    return setup, corpus, make_tokenizer(setup.train.tokenizer, corpus.train.text, wanted), None
+
+
+def _finished_result(folder: Path) -> Result | None:
+    """The result that the last line of a finished run's log tells."""
+    try:
+        last = json.loads((folder / "log.jsonl").read_bytes().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return None
+    if not isinstance(last, dict) or last.get("event") != "end":
+        return None
+    return Result(folder / MODEL_FILE, json.loads((folder / "config.json").read_bytes()), **last["result"])
+
+
+class Run:
+    """A run under way: the trainer, and everything that watches it."""
+
+    def __init__(
+        self, folder: Path, setup: Setup, corpus: Corpus, tokenizer: Tokenizer, request: Request, view: View,
+        started: float,
+    ) -> None:  # fmt: skip
+        self.folder, self.setup, self.corpus, self.tokenizer = folder, setup, corpus, tokenizer
+        self.request, self.view, self.started = request, view, started
+        self.tokens: Tokens = corpus.encode(tokenizer, setup.model.boundary_id)
+        self.seconds_before = 0.0
+        self.seconds_to_loss: float | None = None
+        self.train_curve: list[tuple[int, float]] = []
+        self.dev_curve: list[tuple[int, float]] = []
+        self.best_step: int | None = None
+        self._signal: int | None = None
+        self._logged = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on the run, earlier ones before an interruption included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    @property
+    def chars_per_token(self) -> float:
+        """Characters of training text per token."""
+        return self.corpus.train.num_chars / max(1, len(self.tokens.train))
+
+    def go(self, checkpoint: Checkpoint | None, initial: ModelFile | None) -> Result:
+        """Trains to the end, scores, and finishes the run folder."""
+        trainer = self._trainer(initial)
+        if checkpoint is None:
+            for name in ("log.jsonl", "samples.md", MODEL_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+        else:
+            trainer.restore(checkpoint)
+            self._rewind(checkpoint)
+        self.view.begin(self._facts(), trainer.step)
+        callbacks = Callbacks(
+            on_step=self._on_step,
+            on_look=self._on_look,
+            save=self._save,
+            stop=lambda: None if self._signal is None else signal.Signals(self._signal).name,
+            reached=self._reached,
+        )
+        with self._watch_signals():
+            reason = trainer.run(callbacks)
+        if reason is not None:
+            self._interrupted(trainer)
+        return self._finish(trainer)
+
+    def _trainer(self, initial: ModelFile | None) -> Trainer:
+        model, train = self.setup.model, self.setup.train
+        line_end_V = np.zeros(model.vocab_size, dtype=bool)
+        for id in range(self.tokenizer.vocab_size):
+            line_end_V[id] = self.tokenizer.token_bytes(id).endswith(b"\n")
+        reader = LaneReader(
+            self.tokens.train,
+            train.batch_size,
+            train.seq_len,
+            train.jitter,
+            train.seed,
+            model.boundary_id,
+            line_end_V,
+        )
+        if reader.batch_size < train.batch_size:
+            self.view.notice(f"the text is short: {reader.batch_size} lanes instead of {train.batch_size}")
+        dev = None
+        if len(self.tokens.dev):
+            part = self.corpus.dev
+            dev = Development(self.tokens.dev, self.tokens.train, part.num_chars, part.num_bytes)
+        weights = None if initial is None else initial.weights
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return Trainer(model, train, reader, dev, weights, device)
+
+    def _facts(self) -> Facts:
+        model = self.setup.model
+        return Facts(
+            title=f"{self.corpus.name} -> {self.folder}",
+            lines=self.setup.reasons,
+            steps=self.setup.train.steps,
+            chars_per_token=self.chars_per_token,
+            uniform=math.log(model.vocab_size),
+            unigram=metrics.unigram_nats(self.tokens.train, model.vocab_size),
+            flops_per_token=3 * model.flops_per_token,
+            peak=sgemm_peak(),
+        )
+
+    @contextmanager
+    def _watch_signals(self) -> Iterator[None]:
+        """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one acts at once."""
+
+        def note(number: int, frame: object) -> None:
+            self._signal = number
+            signal.signal(number, previous[number])
+            self.view.notice("saving; once more stops at once")
+
+        previous: dict[int, Any] = {}
+        try:
+            for watched in (signal.SIGINT, signal.SIGTERM):
+                previous[watched] = signal.signal(watched, note)
+        except ValueError:  # not in the main thread, where Python has no signals
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _log(self, record: Mapping[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _on_step(self, report: StepReport) -> None:
+        self.view.step(report.step, report.nats, report.lr, report.epoch, report.tokens, report.seconds)
+        every = max(1, report.steps // 1000)
+        if report.step % every == 0:
+            per_char = report.nats / self.chars_per_token
+            self.train_curve.append((report.step, per_char))
+            self._log(
+                {
+                    "event": "step", "step": report.step, "nats_per_token": report.nats, "nats_per_char": per_char,
+                    "lr": report.lr, "epoch": report.epoch, "tokens_per_second": report.tokens / report.seconds,
+                }
+            )  # fmt: skip
+
+    def _on_look(self, look: Look, network: RecurrentLM) -> None:
+        record: dict[str, Any] = {
+            "event": "look",
+            "step": look.step,
+            "best": look.best,
+            "seconds": look.seconds,
+        }
+        if look.dev is not None:
+            self.dev_curve.append((look.step, look.dev.nats_per_char))
+            record["dev"] = look.dev.to_dict()
+        self._log(record)
+        if look.best:
+            self.best_step = look.step
+            self._write_model(network, look.step, {"dev": record.get("dev")})
+        self.view.look(look.step, look.dev, look.best)
+        every = self.setup.train.sample_every
+        if every is None or look.step % every == 0:
+            text = self._sample(network)
+            with (self.folder / "samples.md").open("a", encoding="utf-8", errors="surrogateescape") as file:
+                quoted = "".join(f"    {line}\n" for line in text.split("\n"))
+                file.write(f"## step {look.step}\n\n{quoted}\n")
+            self.view.sample(look.step, text)
+        write_atomically(self.folder / "loss.svg", loss_svg(self.train_curve, self.dev_curve).encode())
+
+    def _sample(self, network: RecurrentLM) -> str:
+        file = ModelFile(self.setup.model, self.tokenizer, weights_of(network), {}, "")
+        return Model(file).generate(max_tokens=_SAMPLE_TOKENS, seed=0)
+
+    def _reached(self, network: RecurrentLM) -> bool:
+        wanted, val = self.request.time_to_loss, self.tokens.val
+        if wanted is None or not len(val):
+            return False
+        if self._held_out(network, "stream-16").nats_per_char > wanted:
+            return False
+        if self._held_out(network, "stream").nats_per_char > wanted:
+            return False
+        self.seconds_to_loss = process_seconds()
+        self._write_model(network, None, {})
+        return True
+
+    def _held_out(self, predictor: metrics.Predictor, protocol: str) -> metrics.Score:
+        """The score of the held-out text; where it follows the training text, that was read before it."""
+        part = self.corpus.val
+        context = np.concatenate([self.tokens.train, self.tokens.dev])[-metrics.WARM_UP :]
+        before = context if self.corpus.val_follows else None
+        warm_up = metrics.WARM_UP if self.corpus.val_follows else 0
+        return metrics.score(predictor, self.tokens.val, part.num_chars, part.num_bytes, before, protocol, warm_up)
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        values = {
+            **checkpoint.values,
+            "tokenizer": self.tokenizer.to_json(),
+            "seconds": self.seconds,
+            "best_step": self.best_step,
+            "sizes": {name: _size(self.folder / name) for name in ("log.jsonl", "samples.md")},
+        }
+        save_checkpoint(self.folder / "checkpoints", Checkpoint(checkpoint.step, checkpoint.tensors, values))
+
+    def _rewind(self, checkpoint: Checkpoint) -> None:
+        """Cuts log and samples back to where the checkpoint was taken, and takes up the curves."""
+        self.seconds_before = checkpoint.values["seconds"]
+        self.best_step = checkpoint.values["best_step"]
+        for name, size in checkpoint.values["sizes"].items():
+            if _size(self.folder / name) > size:
+                os.truncate(self.folder / name, size)
+        for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["event"] == "step":
+                self.train_curve.append((record["step"], record["nats_per_char"]))
+            elif record.get("dev"):
+                self.dev_curve.append((record["step"], record["dev"]["nats_per_char"]))
+
+    def _write_model(self, network: RecurrentLM, step: int | None, scores: Mapping[str, Any]) -> None:
+        card = self._card(step, scores)
+        write_model(self.folder / MODEL_FILE, self.setup.model, self.tokenizer, weights_of(network), card)
+
+    def _card(self, step: int | None, scores: Mapping[str, Any]) -> dict[str, Any]:
+        corpus = self.corpus
+        return {
+            "corpus": {
+                "name": " ".join(Path(s).name or s for s in self.setup.sources),
+                "source": corpus.source if corpus.licence != "unknown" else "the user's own text",
+                "licence": corpus.licence,
+                "canonical": corpus.canonical,
+                "sha256": corpus.fingerprint,
+            },
+            "split": {
+                "train_chars": corpus.train.num_chars,
+                "dev_chars": corpus.dev.num_chars,
+                "val_chars": corpus.val.num_chars,
+            },
+            "chosen_by": "lowest loss on the development part" if corpus.dev.num_chars else "end of the run",
+            "step": step,
+            "steps": self.setup.train.steps,
+            "train": self.setup.train.to_dict(),
+            "seconds": round(self.seconds, 3),
+            "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+            "versions": {name: _version(name) for name in ("textlstm", "torch", "numpy", "tokenizers")},
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": self.request.command,
+            "scores": dict(scores),
+        }
+
+    def _interrupted(self, trainer: Trainer) -> None:
+        assert self._signal is not None
+        if not (self.folder / MODEL_FILE).exists():
+            self._write_model(trainer.averaged, trainer.step, {})
+        raise Interrupted(
+            f"stopped at step {trainer.step} of {self.setup.train.steps}; everything is saved. Go on with: "
+            f"textlstm train --resume --out {self.folder}",
+            self._signal,
+        )
+
+    def _finish(self, trainer: Trainer) -> Result:
+        file = read_model(self.folder / MODEL_FILE)
+        val: dict[str, Any] | None = None
+        if len(self.tokens.val):
+            self.view.notice("scoring the held-out text ...")
+            score = self._held_out(TorchEngine(file), "stream")
+            val = score.to_dict()
+            if self.corpus.canonical and score.chars == ORIGINAL_SPLIT_CHARS:
+                val["nats_per_gpt2_token"] = score.nats / GPT2_TOKENS_OF_ORIGINAL_SPLIT
+            self.view.score(score)
+        scores = {**file.card["scores"], **({"val": val} if val else {})}
+        card = {**file.card, "scores": scores, "seconds": round(self.seconds, 3)}
+        write_model(self.folder / MODEL_FILE, file.config, file.tokenizer, file.weights, card)
+        values: dict[str, Any] = {
+            "steps": trainer.step,
+            "seconds": round(self.seconds, 3),
+            "train_chars": self.corpus.train.num_chars,
+            "params": self.setup.model.num_params,
+            "val": val,
+            "seconds_to_loss": self.seconds_to_loss,
+        }
+        self._log({"event": "end", "result": values})
+        return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

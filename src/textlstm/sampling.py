@@ -1,0 +1,267 @@
+"""From logits to a token: bans, penalties, temperature, truncation, then a draw from the row's own stream.
+
+The operators apply in the order of the fields of `SamplingConfig`. Each takes a block of rows and parameters,
+one for each row, sets removed tokens to -inf and always leaves one. `top_k` and `min_p` keep or drop equal
+logits together; `top_p` and `typical_p` keep the smallest set, of equal tokens at its edge the lowest ids.
+
+Nothing is summed across rows: what a row draws depends on its own logits and stream only, bit for bit.
+
+Shapes: B rows of a batch, V ids of the vocabulary, D rows that draw (those with a temperature above 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from textlstm.config import SamplingConfig
+from textlstm.errors import DivergedError, TextLSTMError, UsageError
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.integer[Any]]
+Bools = npt.NDArray[np.bool_]
+
+
+class Row:
+    """One row of a batch: how it is sampled, its random stream, and which tokens it has met.
+
+    Args:
+        config: the sampling settings.
+        rng: the stream that every draw of this row comes from, and no other.
+        vocab_size: number V of ids.
+        banned: which tokens must not be drawn, bool (V,); None bans nothing.
+    """
+
+    def __init__(
+        self, config: SamplingConfig, rng: np.random.Generator, vocab_size: int, banned: Bools | None = None
+    ) -> None:
+        self.config, self.rng, self.banned = config, rng, banned
+        self.penalties = (config.repetition_penalty, config.frequency_penalty, config.presence_penalty)
+        self.penalized = self.penalties != (1, 0, 0)
+        self.seen: Bools = np.zeros(vocab_size if self.penalized else 0, np.bool_)
+        self.counts: npt.NDArray[np.int32] = np.zeros(self.seen.shape, np.int32)
+
+    def read(self, ids: npt.ArrayLike) -> None:
+        """Notes tokens of the prompt (T,), which only the repetition penalty heeds."""
+        if self.penalized:
+            self.seen[np.asarray(ids, np.intp)] = True
+
+    def wrote(self, id: int) -> None:
+        """Notes one generated token, which all penalties heed."""
+        if self.penalized:
+            self.seen[id] = True
+            self.counts[id] += 1
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def penalize(
+    logits_BV: Floats, repetition_B: Floats, frequency_B: Floats, presence_B: Floats,
+    seen_BV: Bools, counts_BV: Ints,
+) -> Floats:  # fmt: skip
+    """Makes tokens less likely that were met (repetition: CTRL, Keskar et al. 2019; the others: OpenAI).
+
+    Args:
+        logits_BV: logits (B, V).
+        repetition_B: divides positive and multiplies negative logits of seen tokens, once; 1 is off.
+        frequency_B: is subtracted for every time that the token was generated; 0 is off.
+        presence_B: is subtracted once if the token was generated; 0 is off.
+        seen_BV: whether the token stands in the prompt or the generated text.
+        counts_BV: how often the token was generated.
+
+    Returns:
+        Logits (B, V).
+    """
+    repetition_B1 = repetition_B[:, None]
+    repeated_BV = np.where(logits_BV > 0, logits_BV / repetition_B1, logits_BV * repetition_B1)
+    logits_BV = np.where(seen_BV, repeated_BV, logits_BV)
+    return logits_BV - counts_BV * frequency_B[:, None] - (counts_BV > 0) * presence_B[:, None]
+
+
+@np.errstate(over="ignore")
+def scale_temperature(logits_BV: Floats, temperature_B: Floats) -> Floats:
+    """Divides logits by a temperature.
+
+    Args:
+        logits_BV: logits (B, V).
+        temperature_B: above 0; 1 is off.
+
+    Returns:
+        Logits (B, V).
+    """
+    return logits_BV / temperature_B[:, None]
+
+
+def top_k(logits_BV: Floats, k_B: Ints) -> Floats:
+    """Keeps the k likeliest tokens and all that equal the k-th (Fan et al. 2018).
+
+    Args:
+        logits_BV: logits (B, V).
+        k_B: number of tokens; 0 is off, as is a number above V.
+
+    Returns:
+        Logits (B, V), -inf where removed.
+    """
+    V = logits_BV.shape[-1]
+    place_B = V - np.minimum(np.where(k_B > 0, k_B, V), V).astype(np.intp)
+    parted_BV = np.partition(logits_BV, np.unique(place_B), axis=-1)
+    return np.where(logits_BV >= np.take_along_axis(parted_BV, place_B[:, None], axis=-1), logits_BV, -np.inf)
+
+
+@np.errstate(divide="ignore")
+def typical_p(logits_BV: Floats, mass_B: Floats) -> Floats:
+    """Keeps the tokens whose surprise is nearest to the entropy, up to a mass (Meister et al. 2023).
+
+    Args:
+        logits_BV: logits (B, V).
+        mass_B: probability that the smallest such set must reach; 1 is off, 0 keeps one token.
+
+    Returns:
+        Logits (B, V), -inf where removed.
+    """
+    probs_BV = _softmax(logits_BV)
+    surprise_BV = -np.log(probs_BV)
+    entropy_B = (probs_BV * np.where(probs_BV > 0, surprise_BV, 0)).sum(-1)
+    return _keep_mass(logits_BV, probs_BV, np.abs(surprise_BV - entropy_B[:, None]), mass_B)
+
+
+def top_p(logits_BV: Floats, mass_B: Floats) -> Floats:
+    """Keeps the likeliest tokens up to a mass: the nucleus (Holtzman et al. 2020).
+
+    Args:
+        logits_BV: logits (B, V).
+        mass_B: probability that the smallest such set must reach; 1 is off, 0 keeps one token.
+
+    Returns:
+        Logits (B, V), -inf where removed.
+    """
+    return _keep_mass(logits_BV, _softmax(logits_BV), -logits_BV, mass_B)
+
+
+@np.errstate(divide="ignore")
+def min_p(logits_BV: Floats, share_B: Floats) -> Floats:
+    """Keeps the tokens that are at least this likely relative to the likeliest (Nguyen et al. 2024).
+
+    Args:
+        logits_BV: logits (B, V).
+        share_B: share of the likeliest token's probability, from 0 (off) to 1.
+
+    Returns:
+        Logits (B, V), -inf where removed.
+    """
+    least_B1 = logits_BV.max(-1, keepdims=True) + np.log(share_B)[:, None]
+    return np.where(logits_BV >= least_B1, logits_BV, -np.inf)
+
+
+_OPERATORS: tuple[tuple[Callable[[Floats, Any], Floats], str, int], ...] = (
+    # operator, the field of SamplingConfig that feeds it, the value at which it does nothing
+    (scale_temperature, "temperature", 1),
+    (top_k, "top_k", 0),
+    (typical_p, "typical_p", 1),
+    (top_p, "top_p", 1),
+    (min_p, "min_p", 0),
+)
+
+
+def probabilities(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.float64]:
+    """The distribution that each row draws from; at temperature 0 all of it lies on the likeliest token.
+
+    Args:
+        logits_BV: logits (B, V) as the network gives them; they are not changed.
+        rows: the B rows.
+
+    Returns:
+        Probabilities (B, V).
+
+    Raises:
+        DivergedError: the logits of a row hold NaN or +inf, or nothing but -inf.
+        UsageError: the bans and penalties of a row leave nothing to draw.
+    """
+    best_B, drawing, probs_DV = _distributions(logits_BV, rows)
+    probs_BV = np.zeros(logits_BV.shape)
+    probs_BV[np.arange(len(rows)), best_B] = 1
+    probs_BV[drawing] = probs_DV
+    return probs_BV
+
+
+def sample(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+    """Draws one token per row, with one number from the row's stream, or none at temperature 0.
+
+    Args:
+        logits_BV: logits (B, V) as the network gives them; they are not changed.
+        rows: the B rows; telling them what was drawn (`Row.wrote`) is left to the caller.
+
+    Returns:
+        Ids (B,), each of a token whose probability is above 0.
+
+    Raises:
+        DivergedError, UsageError: as `probabilities`.
+    """
+    best_B, drawing, probs_DV = _distributions(logits_BV, rows)
+    below_DV = np.cumsum(probs_DV, axis=-1, out=probs_DV)
+    total_D = below_DV[:, -1]
+    # The product can round up to the total, above which no token begins.
+    mark_D = np.minimum([rows[i].rng.random() for i in drawing] * total_D, np.nextafter(total_D, 0))
+    best_B[drawing] = (below_DV > mark_D[:, None]).argmax(-1)
+    return best_B
+
+
+def _distributions(
+    logits_BV: Floats, rows: Sequence[Row]
+) -> tuple[npt.NDArray[np.int64], list[int], npt.NDArray[np.float64]]:
+    """The likeliest token of each row (B,), which D rows draw, and their probabilities (D, V)."""
+    diverged = "the logits hold NaN or infinity; train again with a smaller lr, or take an earlier checkpoint"
+    _require_finite(logits_BV.max(-1), DivergedError, diverged)
+    # In C order a sum runs along its row in the same way whatever the batch, so its last bit is the same.
+    x_BV = np.array(logits_BV, np.float64, order="C")
+    for x_V, row in zip(x_BV, rows, strict=True):
+        if row.banned is not None:
+            x_V[row.banned] = -np.inf
+    on = [i for i, row in enumerate(rows) if row.penalized]
+    if on:
+        repetition, frequency, presence = np.array([rows[i].penalties for i in on], np.float64).T
+        seen, counts = np.stack([rows[i].seen for i in on]), np.stack([rows[i].counts for i in on])
+        x_BV[on] = penalize(x_BV[on], repetition, frequency, presence, seen, counts)
+    best_B = x_BV.argmax(-1).astype(np.int64)
+    top_B = x_BV[np.arange(len(rows)), best_B]
+    _require_finite(top_B, UsageError, "no token is left to draw; ban fewer tokens, or use smaller penalties")
+    x_BV -= top_B[:, None]  # so that a tiny temperature sends logits to -inf, never to +inf
+    drawing = [i for i, row in enumerate(rows) if row.config.temperature > 0]
+    x_DV: Floats = x_BV if len(drawing) == len(rows) else x_BV[drawing]
+    for operator, field, off in _OPERATORS:
+        values = [getattr(rows[i].config, field) for i in drawing]
+        on = [d for d, value in enumerate(values) if value != off]
+        if on and len(on) == len(values):
+            x_DV = operator(x_DV, np.array(values))
+        elif on:
+            x_DV[on] = operator(x_DV[on], np.array(values)[on])
+    return best_B, drawing, _softmax(x_DV)
+
+
+def _require_finite(top_B: Floats, error: type[TextLSTMError], problem: str) -> None:
+    finite_B = np.isfinite(top_B)
+    if not finite_B.all():
+        raise error(f"row {finite_B.argmin()}: {problem}")
+
+
+def _softmax(logits_BV: Floats) -> npt.NDArray[np.float64]:
+    probs_BV = np.array(logits_BV, np.float64)
+    probs_BV -= probs_BV.max(-1, keepdims=True)
+    np.exp(probs_BV, out=probs_BV)
+    probs_BV /= probs_BV.sum(-1, keepdims=True)
+    return probs_BV
+
+
+def _keep_mass(logits_BV: Floats, probs_BV: Floats, rank_BV: Floats, mass_B: Floats) -> Floats:
+    """Keeps tokens by ascending rank, lowest ids first, until their probabilities reach the mass."""
+    order_BV = rank_BV.argsort(-1)
+    reached_BV = np.take_along_axis(probs_BV, order_BV, -1).cumsum(-1)
+    wanted_B1 = np.where(mass_B < 1, mass_B, np.inf)[:, None]
+    kept_B1 = 1 + (reached_BV[:, :-1] < wanted_B1).sum(-1, keepdims=True)
+    last_B1 = np.take_along_axis(rank_BV, np.take_along_axis(order_BV, kept_B1 - 1, -1), -1)
+    # A stable sort would put equal ranks in order as well, but takes five times as long at V = 50,257.
+    under_BV, equal_BV = rank_BV < last_B1, rank_BV == last_B1
+    room_B1 = kept_B1 - under_BV.sum(-1, keepdims=True)
+    return np.where(under_BV | (equal_BV & (equal_BV.cumsum(-1) <= room_B1)), logits_BV, -np.inf)

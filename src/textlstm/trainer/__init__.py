@@ -1,0 +1,341 @@
+"""The one training loop: truncated backpropagation over contiguous lanes, AdamW, averaged weights, exact resume.
+
+The loop knows nothing of files, screens or samples: those reach it as callbacks. Everything that the next step
+depends on is in the trainer, and `checkpoint` and `restore` take all of it out and put it back, so that a run which
+was stopped anywhere ends in the same bits as one that never was.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from textlstm import metrics
+from textlstm.config import ModelConfig, TrainConfig
+from textlstm.corpus import LaneReader
+from textlstm.errors import DivergedError, RunError
+from textlstm.network import RecurrentLM
+from textlstm.state import State
+from textlstm.trainer.checkpoint import Checkpoint
+
+Weights = dict[str, NDArray[np.float32]]
+
+_LOOKS = 20  # looks at the development part per run, unless told otherwise
+_MAX_SKIPPED = 10  # steps in a row without finite numbers before the run is given up
+_DEV_LANES = 16
+
+
+@dataclass(frozen=True)
+class Development:
+    """The text that picks the best weights.
+
+    Attributes:
+        ids: its tokens, shape (N,).
+        context: the tokens before it.
+        chars, bytes: its length.
+    """
+
+    ids: NDArray[np.int32]
+    context: NDArray[np.int32]
+    chars: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """How one optimizer step went.
+
+    Attributes:
+        step: steps done, of `steps`.
+        nats: training loss in nats per token.
+        lr: learning rate.
+        tokens: tokens read in this step.
+        seconds: time it took.
+        epoch: passes over the text begun.
+    """
+
+    step: int
+    steps: int
+    nats: float
+    lr: float
+    tokens: int
+    seconds: float
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at the development part.
+
+    Attributes:
+        step: steps done.
+        dev: its score; None where there is no development part.
+        best: whether these weights are the best so far.
+        seconds: time it took.
+    """
+
+    step: int
+    dev: metrics.Score | None
+    best: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a run does besides training. Each is called between steps, and none can change the result.
+
+    Attributes:
+        on_step: after each step.
+        on_look: after each look; the weights are the averaged ones.
+        save: given a checkpoint when one is due.
+        stop: a reason to stop now and save, or None.
+        reached: given the averaged network at each look; True ends the run.
+    """
+
+    on_step: Callable[[StepReport], None] = lambda report: None
+    on_look: Callable[[Look, RecurrentLM], None] = lambda look, network: None
+    save: Callable[[Checkpoint], None] = lambda checkpoint: None
+    stop: Callable[[], str | None] = lambda: None
+    reached: Callable[[RecurrentLM], bool] = lambda network: False
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step: linear warm-up, then a cosine down to `lr_final` times the peak.
+
+    Args:
+        config: peak, warm-up, final share and number of steps.
+        step: steps done before this one.
+    """
+    warmup = round(config.warmup * config.steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    share = (step - warmup) / max(1, config.steps - warmup)
+    return config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def average_decay(config: TrainConfig, step: int) -> float:
+    """The decay of the averaged weights at a step: it grows with the run, so that the first weights are forgotten."""
+    return min(config.ema, (1 + step) / (10 + step))
+
+
+class Trainer:
+    """A run in progress.
+
+    Args:
+        model: the network's shape and regularisation.
+        train: how it is trained.
+        reader: the training text.
+        dev: the text that picks the best weights, or None.
+        initial: weights to begin from; None draws them.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        reader: LaneReader,
+        dev: Development | None = None,
+        initial: Mapping[str, NDArray[np.float32]] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.config, self.reader, self.dev = train, reader, dev
+        seeded = torch.Generator().manual_seed(train.seed)
+        self.network = RecurrentLM(model, seeded)
+        if initial is not None:
+            self.network.load_state_dict({name: torch.from_numpy(array) for name, array in initial.items()})
+        self.network.to(device)
+        self.averaged = copy.deepcopy(self.network) if train.ema else self.network
+        self._parameters = dict(self.network.named_parameters())
+        matrices = [p for p in self._parameters.values() if p.ndim > 1]
+        vectors = [p for p in self._parameters.values() if p.ndim == 1]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": train.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=train.lr,
+            betas=(train.beta1, train.beta2),
+            fused=True,
+        )
+        self._generator = torch.Generator(device).manual_seed(train.seed + 1)
+        self._state = self.network.zero_state(reader.batch_size)
+        self.step = 0
+        self.best: float | None = None
+        self._stale = 0
+        self._skipped = 0
+        self.finished = False
+
+    @property
+    def look_every(self) -> int:
+        """Steps between looks at the development part."""
+        return max(1, self.config.steps // _LOOKS) if self.config.eval_every is None else self.config.eval_every
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints."""
+        every = self.config.checkpoint_every
+        return 2 * self.look_every if every is None else every
+
+    def run(self, callbacks: Callbacks) -> str | None:
+        """Trains to the end, or until told to stop.
+
+        Args:
+            callbacks: what happens besides.
+
+        Returns:
+            None at the end of the run, else the reason that `callbacks.stop` gave; a checkpoint was saved.
+
+        Raises:
+            DivergedError: the numbers stopped being finite.
+        """
+        while not self.finished:
+            report = self._one_step()
+            callbacks.on_step(report)
+            if self.step % self.look_every == 0 or self.step == self.config.steps:
+                callbacks.on_look(self._look(), self.averaged)
+                early = bool(self.config.patience) and self._stale >= self.config.patience
+                self.finished = self.step == self.config.steps or early or callbacks.reached(self.averaged)
+            reason = callbacks.stop()
+            if self.step % self.checkpoint_every == 0 or self.finished or reason:
+                callbacks.save(self.checkpoint())
+            if reason and not self.finished:
+                return reason
+        return None
+
+    def _one_step(self) -> StepReport:
+        started = time.perf_counter()
+        config = self.config
+        batch = next(self.reader)
+        device = self.network.device
+        state = self._state
+        if batch.fresh_B.any():
+            kept = torch.from_numpy(~batch.fresh_B).to(device)[None, :, None]
+            state = State(state.h_LBH * kept, state.c_LBH * kept)
+        x_BT, y_BT = (torch.from_numpy(ids).to(device) for ids in (batch.x_BT, batch.y_BT))
+        loss, self._state = self.network.loss(
+            x_BT, y_BT, state, self._generator,
+            config.label_smoothing, config.activation_penalty, config.temporal_penalty,
+        )  # fmt: skip
+        loss.objective.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        nats = float(loss.nats)
+        if math.isfinite(nats) and math.isfinite(float(norm)):
+            self._apply(norm)
+            self._skipped = 0
+        else:
+            self._skip()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return StepReport(
+            self.step, config.steps, nats, self._optimizer.param_groups[0]["lr"], batch.x_BT.size,
+            time.perf_counter() - started, self.reader.epoch,
+        )  # fmt: skip
+
+    def _apply(self, norm: torch.Tensor) -> None:
+        config = self.config
+        if config.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), config.clip, norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        self._optimizer.step()
+        if config.ema:
+            pairs = zip(self.averaged.parameters(), self.network.parameters(), strict=True)
+            averaged, current = (list(side) for side in zip(*pairs, strict=True))
+            with torch.no_grad():
+                torch._foreach_lerp_(averaged, current, 1 - average_decay(config, self.step))
+
+    def _skip(self) -> None:
+        """A step whose numbers are not finite is not applied; the state it left is dropped too."""
+        self._skipped += 1
+        self._state = self.network.zero_state(self.reader.batch_size)
+        if self._skipped >= _MAX_SKIPPED:
+            raise DivergedError(
+                f"training diverged at step {self.step}: {_MAX_SKIPPED} steps in a row had numbers that are not "
+                f"finite; try a lower --lr than {self.config.lr:g}"
+            )
+
+    def _look(self) -> Look:
+        started = time.perf_counter()
+        if self.dev is None:
+            self.best = None
+            return Look(self.step, None, self.step == self.config.steps, time.perf_counter() - started)
+        lanes = min(_DEV_LANES, max(1, len(self.dev.ids) // (2 * metrics.WARM_UP)))
+        protocol = "stream" if lanes == 1 else f"stream-{lanes}"
+        context = self.dev.context[-metrics.WARM_UP :]
+        dev = metrics.score(
+            self.averaged, self.dev.ids, self.dev.chars, self.dev.bytes, context, protocol, metrics.WARM_UP
+        )
+        best = math.isfinite(dev.nats) and (self.best is None or dev.nats < self.best)
+        if best:
+            self.best, self._stale = dev.nats, 0
+        else:
+            self._stale += 1
+        return Look(self.step, dev, best, time.perf_counter() - started)
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the next step depends on."""
+        tensors = {"generator": self._generator.get_state().numpy()}
+        tensors |= {"state.h": _numpy(self._state.h_LBH), "state.c": _numpy(self._state.c_LBH)}
+        for name, parameter in self._parameters.items():
+            tensors[f"network.{name}"] = _numpy(parameter)
+            for moment in ("exp_avg", "exp_avg_sq", "step"):
+                if parameter in self._optimizer.state:
+                    tensors[f"{moment}.{name}"] = _numpy(self._optimizer.state[parameter][moment])
+        if self.config.ema:
+            tensors |= {f"averaged.{name}": _numpy(p) for name, p in self.averaged.named_parameters()}
+        values = {
+            "reader": self.reader.state_dict(),
+            "best": self.best,
+            "stale": self._stale,
+            "skipped": self._skipped,
+            "finished": self.finished,
+        }
+        return Checkpoint(self.step, tensors, values)
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes to where a checkpoint was taken.
+
+        Raises:
+            RunError: the checkpoint is of another network.
+        """
+        tensors, values, device = checkpoint.tensors, checkpoint.values, self.network.device
+        try:
+            for name, parameter in self._parameters.items():
+                parameter.copy_(torch.from_numpy(tensors[f"network.{name}"]))
+                moments = {
+                    m: tensors[f"{m}.{name}"] for m in ("exp_avg", "exp_avg_sq", "step") if f"{m}.{name}" in tensors
+                }
+                if moments:
+                    self._optimizer.state[parameter] = {m: torch.from_numpy(a).to(device) for m, a in moments.items()}
+            if self.config.ema:
+                for name, parameter in self.averaged.named_parameters():
+                    parameter.copy_(torch.from_numpy(tensors[f"averaged.{name}"]))
+            self._generator.set_state(torch.from_numpy(tensors["generator"]))
+            arrays = (torch.from_numpy(tensors[f"state.{name}"]).to(device) for name in "hc")
+            self._state = State(*arrays)
+            self.reader.load_state_dict(values["reader"])
+            self.step, self.best, self._stale = checkpoint.step, values["best"], values["stale"]
+            self._skipped, self.finished = values["skipped"], values["finished"]
+        except (KeyError, RuntimeError) as error:
+            raise RunError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from error
+
+
+def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().numpy().copy()
+    return array
+
+
+def weights_of(network: RecurrentLM) -> Weights:
+    """The weights of a network as numpy arrays, by name."""
+    return {name: _numpy(parameter) for name, parameter in network.named_parameters()}

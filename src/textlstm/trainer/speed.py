@@ -1,0 +1,62 @@
+"""How fast this machine trains: measured before a run is planned, and shown beside its progress."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+
+from textlstm.config import ModelConfig, TrainConfig
+from textlstm.corpus import LaneReader
+from textlstm.network import RecurrentLM
+from textlstm.trainer import Callbacks, Trainer
+
+
+def sgemm_peak(seconds: float = 0.3) -> float:
+    """The machine's best rate of fp32 matrix multiplication, in floating-point operations per second.
+
+    Args:
+        seconds: how long to try.
+    """
+    a, b = (torch.ones(1536, 1536) for _ in range(2))
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - started)
+    return 2 * 1536**3 / best
+
+
+def measure_step(model: ModelConfig, train: TrainConfig, seconds: float = 2.0) -> float:
+    """Seconds per training step of this configuration on this machine: the median of steps on made-up tokens.
+
+    Args:
+        model, train: the configuration.
+        seconds: how long to measure, at least three steps.
+    """
+    tokens = train.batch_size * train.seq_len * 64
+    ids = np.random.default_rng(0).integers(0, model.vocab_size, tokens).astype(np.int32)
+    line_end_V = np.zeros(model.vocab_size, dtype=bool)
+    reader = LaneReader(ids, train.batch_size, train.seq_len, train.jitter, 0, None, line_end_V)
+    trainer = Trainer(model, train.replace(steps=10_000, eval_every=10_000, checkpoint_every=10_000), reader)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+
+    def enough() -> str | None:
+        return "measured" if len(times) >= 8 and time.perf_counter() > end else None
+
+    # A step's length varies with the jitter; seconds per token do not.
+    trainer.run(Callbacks(on_step=lambda report: times.append(report.seconds / report.tokens), stop=enough))
+    return float(np.median(times[3:])) * train.batch_size * train.seq_len
+
+
+def measure_reading(model: ModelConfig, tokens: int = 512) -> float:
+    """Seconds per token of reading in one lane, which the final score does."""
+    network = RecurrentLM(model, torch.Generator().manual_seed(0))
+    ids = np.zeros((1, tokens), dtype=np.int64)
+    network.nll(ids, ids, network.zero_state(1))
+    started = time.perf_counter()
+    network.nll(ids, ids, network.zero_state(1))
+    return (time.perf_counter() - started) / tokens

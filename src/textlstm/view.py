@@ -1,0 +1,302 @@
+"""What a run shows: a live view on a terminal, plain lines elsewhere, nothing when quiet; and its loss as a picture.
+
+Everything goes to standard error, so that standard output stays free for results. A view watches and changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Self
+from xml.sax.saxutils import escape
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from textlstm.metrics import Score
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a view knows before the first step.
+
+    Attributes:
+        title: what is being trained.
+        lines: what was chosen, and why.
+        steps: length of the run.
+        chars_per_token: of the training text; turns nats per token into nats per character.
+        uniform, unigram: nats per token of guessing evenly, and by frequency alone.
+        flops_per_token: of a training step.
+        peak: the machine's rate of matrix multiplication in floating-point operations per second.
+    """
+
+    title: str
+    lines: Sequence[str]
+    steps: int
+    chars_per_token: float
+    uniform: float
+    unigram: float
+    flops_per_token: int
+    peak: float
+
+
+class View(AbstractContextManager["View"]):
+    """The view that shows nothing; the others override what they show."""
+
+    def __exit__(self, *exception: object) -> None:
+        """Ends the view."""
+
+    def notice(self, line: str) -> None:
+        """Something was done differently than asked, or takes a while."""
+
+    def begin(self, facts: Facts, step: int) -> None:
+        """Training begins, `step` steps into the run."""
+
+    def step(self, step: int, nats: float, lr: float, epoch: int, tokens: int, seconds: float) -> None:
+        """A step is done: its loss in nats per token, and the tokens and seconds it took."""
+
+    def look(self, step: int, dev: Score | None, best: bool) -> None:
+        """The development part was scored."""
+
+    def sample(self, step: int, text: str) -> None:
+        """A sample was written."""
+
+    def score(self, score: Score) -> None:
+        """The held-out text was scored."""
+
+
+class PlainView(View):
+    """One line for each event that matters, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._facts: Facts | None = None
+        self._rate = Rate()
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def notice(self, line: str) -> None:
+        self._line(line)
+
+    def begin(self, facts: Facts, step: int) -> None:
+        self._facts = facts
+        for line in (facts.title, *facts.lines, _orientation(facts)):
+            self._line(line)
+        if step:
+            self._line(f"going on from step {step}")
+
+    def step(self, step: int, nats: float, lr: float, epoch: int, tokens: int, seconds: float) -> None:
+        self._rate.add(nats, tokens, seconds)
+
+    def look(self, step: int, dev: Score | None, best: bool) -> None:
+        assert self._facts is not None
+        rate, facts = self._rate, self._facts
+        told = f"step {step}/{facts.steps}  loss {rate.nats / facts.chars_per_token:.3f} nats/char"
+        if dev is not None:
+            told += f"  development {dev.nats_per_char:.3f} nats/char {dev.bits_per_byte:.3f} bits/byte"
+            told += " *" if best else ""
+        self._line(f"{told}  {rate.tokens_per_second:,.0f} tokens/s")
+
+    def score(self, score: Score) -> None:
+        self._line(_held_out(score))
+
+
+class LiveView(View):
+    """Progress bar, figures and the newest sample, redrawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stack = ExitStack()
+        self._live: Live | None = None
+        self._facts: Facts | None = None
+        self._rate = Rate()
+        self._figures: dict[str, str] = {}
+        self._sample = ""
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("passed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("training", start=False)
+        self._drawn = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def notice(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
+
+    def begin(self, facts: Facts, step: int) -> None:
+        self._facts = facts
+        for line in facts.lines:
+            self._console.print(line, style="dim", markup=False, highlight=False)
+        self._bar.update(self._task, total=facts.steps, completed=step, description="training")
+        self._bar.start_task(self._task)
+        self._figures["orientation"] = _orientation(facts)
+        self._live = self._stack.enter_context(
+            Live(self.render(), console=self._console, auto_refresh=False, transient=False)
+        )
+
+    def step(self, step: int, nats: float, lr: float, epoch: int, tokens: int, seconds: float) -> None:
+        assert self._facts is not None
+        rate, facts = self._rate, self._facts
+        rate.add(nats, tokens, seconds)
+        self._bar.update(self._task, completed=step)
+        share = rate.tokens_per_second * facts.flops_per_token / facts.peak
+        self._figures |= {
+            "loss": f"{rate.nats / facts.chars_per_token:.3f} nats/char  ({rate.nats:.3f} per token)",
+            "step": f"{step:,} of {facts.steps:,}, epoch {epoch}",
+            "speed": f"{rate.tokens_per_second:,.0f} tokens/s, {share:.0%} of this machine's sgemm peak",
+            "learning rate": f"{lr:.2e}",
+        }
+        self._draw(force=step == facts.steps)
+
+    def look(self, step: int, dev: Score | None, best: bool) -> None:
+        if dev is not None:
+            mark = "  (best so far)" if best else ""
+            self._figures["development"] = (
+                f"{dev.nats_per_char:.3f} nats/char, {dev.bits_per_byte:.3f} bits/byte{mark}"
+            )
+        self._draw(force=True)
+
+    def sample(self, step: int, text: str) -> None:
+        self._sample = text
+        self._draw(force=True)
+
+    def score(self, score: Score) -> None:
+        self._stack.close()
+        self._console.print(_held_out(score), style="bold", markup=False, highlight=False)
+
+    def _draw(self, force: bool) -> None:
+        now = time.monotonic()
+        if self._live is not None and (force or now - self._drawn > 0.1):
+            self._live.update(self.render(), refresh=True)
+            self._drawn = now
+
+    def render(self) -> RenderableType:
+        """The whole view as it stands."""
+        assert self._facts is not None
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="cyan", justify="right", no_wrap=True)
+        table.add_column()
+        for name in ("loss", "development", "orientation", "step", "speed", "learning rate"):
+            if name in self._figures:
+                table.add_row(name, Text(self._figures[name]))
+        parts: list[RenderableType] = [self._bar, Text(), table]
+        if self._sample:
+            lines = self._sample.strip("\n").split("\n")[:12]
+            parts += [Text(), Panel(Text("\n".join(lines)), title="newest sample", border_style="dim")]
+        return Panel(Group(*parts), title=self._facts.title, border_style="blue")
+
+
+class Rate:
+    """Loss and speed smoothed over the last few dozen steps."""
+
+    def __init__(self) -> None:
+        self._nats = self._tokens = self._seconds = 0.0
+        self._weight = 0.0
+
+    def add(self, nats: float, tokens: int, seconds: float) -> None:
+        """Takes in a step."""
+        if math.isfinite(nats):
+            keep = 0.97
+            self._nats = keep * self._nats + nats
+            self._weight = keep * self._weight + 1
+            self._tokens = keep * self._tokens + tokens
+            self._seconds = keep * self._seconds + seconds
+
+    @property
+    def nats(self) -> float:
+        """Smoothed loss in nats per token."""
+        return self._nats / self._weight if self._weight else math.nan
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Smoothed speed."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+
+def choose_view(quiet: bool) -> View:
+    """The view that suits standard error: live on a terminal, plain lines elsewhere, none when quiet."""
+    if quiet:
+        return View()
+    console = Console(stderr=True)
+    return LiveView(console) if console.is_terminal else PlainView(console)
+
+
+def _orientation(facts: Facts) -> str:
+    uniform, unigram = (nats / facts.chars_per_token for nats in (facts.uniform, facts.unigram))
+    return f"guessing evenly costs {uniform:.2f} nats/char, by frequency alone {unigram:.2f}"
+
+
+def _held_out(score: Score) -> str:
+    return (
+        f"held-out text: {score.nats_per_char:.4f} nats/char, {score.bits_per_byte:.3f} bits/byte, perplexity "
+        f"{score.perplexity:.2f} per token ({score.chars:,} characters, protocol {score.protocol})"
+    )
+
+
+def loss_svg(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> str:
+    """The loss of a run as a picture.
+
+    Args:
+        train, dev: pairs of a step and nats per character; training and development part.
+
+    Returns:
+        An SVG document of its own.
+    """
+    width, height, left, bottom, top = 640, 360, 56, 40, 24
+    points = [*train, *dev]
+    last = max((step for step, _ in points), default=1)
+    values = sorted(value for _, value in points if math.isfinite(value)) or [0.0, 1.0]
+    low, high = (
+        values[0],
+        values[min(len(values) - 1, int(0.98 * len(values)))],
+    )  # the first steps would squeeze the rest
+    low, high = low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3
+
+    def place(step: int, value: float) -> str:
+        x = left + (width - left - 16) * step / last
+        y = top + (height - top - bottom) * (high - min(value, high)) / (high - low)
+        return f"{x:.1f},{y:.1f}"
+
+    marks = []
+    for i in range(6):
+        value = low + (high - low) * i / 5
+        y = place(0, value).split(",")[1]
+        marks.append(f'<path d="M{left} {y}H{width - 16}" stroke="#ddd"/>')
+        marks.append(f'<text x="{left - 6}" y="{y}" text-anchor="end" dominant-baseline="middle">{value:.2f}</text>')
+        step = round(last * i / 5)
+        x = place(step, low).split(",")[0]
+        marks.append(f'<text x="{x}" y="{height - bottom + 16}" text-anchor="middle">{step:,}</text>')
+    curves = []
+    for name, curve, colour, row in (("training", train, "#4c78a8", 0), ("development", dev, "#e45756", 1)):
+        path = " ".join(place(step, value) for step, value in curve if math.isfinite(value))
+        curves.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        curves.append(
+            f'<text x="{width - 20}" y="{top + 14 + 16 * row}" text-anchor="end" fill="{colour}">{name}</text>'
+        )
+    caption = escape("nats per character against steps")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="12" fill="#333"><rect width="{width}" height="{height}" fill="white"/>'
+        f'<text x="{left}" y="16">{caption}</text>{"".join(marks)}{"".join(curves)}</svg>\n'
+    )
