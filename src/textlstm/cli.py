@@ -45,7 +45,8 @@ def options_of(config: type[Config], skip: Sequence[str] = ()) -> Callable[[Comm
                 continue
             flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
             default = "" if field.default is None else f"  [default: {field.default}]"
-            text = field.metadata["help"] + default
+            text = field.metadata["help"]
+            text = f"{text[0].upper()}{text[1:]}.{default}"
             if hint is bool:
                 flag = f"{flag}/--no-{flag[2:]}"
                 command = click.option(flag, default=None, help=text)(command)
@@ -97,7 +98,7 @@ def cli(context: click.Context) -> None:
         click.echo(SHORT_HELP, nl=False)
 
 
-@cli.command()
+@cli.command(short_help="Train on Tiny Shakespeare for two minutes, then read.")
 @click.option("--minutes", type=float, default=2.0, show_default=True, help="How long to train.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/demo-N]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
@@ -139,7 +140,7 @@ def _train(request: Any, quiet: bool) -> Any:
         return train(request, view)
 
 
-@cli.command()
+@cli.command(short_help="Train a model on your own text.")
 @click.argument("sources", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-N, never overwritten]")
 @click.option("--minutes", type=float, help="Plan a run that fits this time.  [default: 3]")
@@ -185,7 +186,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
         sys.exit(1)
 
 
-@cli.command()
+@cli.command(short_help="Write with a model.")
 @click.argument("model")
 @click.argument("prompt", default="")
 @click.option("--max-tokens", type=int, help="End after this many tokens.  [default: 500]")
@@ -271,7 +272,7 @@ def _type_out(pieces: Any, characters_per_second: float) -> None:
             time.sleep(1 / characters_per_second)
 
 
-@cli.command()
+@cli.command(short_help="Score texts: nats, bits, perplexity.")
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--protocol", default="stream", show_default=True, help="stream, or cold-N for windows of N tokens.")
@@ -314,7 +315,7 @@ def score(
     view.table(scores, total)
 
 
-@cli.command(name="import")
+@cli.command(name="import", short_help="Convert a checkpoint of the original program.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--corpus", help="Of the character version: the text it was trained on, for its table of characters.")
@@ -339,7 +340,7 @@ def import_(checkpoint: Path, out: Path, corpus: str | None, dtype: Any, as_json
         click.echo(f"{out}: {params:,} parameters")
 
 
-@cli.command()
+@cli.command(short_help="Show what is in a model file.")
 @click.argument("model")
 @_common
 def info(model: str, as_json: bool, quiet: bool) -> None:

@@ -261,8 +261,8 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
     for_corpus, for_model, for_train = _split_settings(request.settings)
     preset = PRESETS.get(request.preset or "", {"model": {}, "train": {}})
     for_model, for_train = preset["model"] | for_model, preset["train"] | for_train
-    if "vocab_size" in request.settings:
-        for_train.setdefault("tokenizer", "bpe")
+    if "vocab_size" in request.settings and "tokenizer" not in request.settings:
+        for_train["tokenizer"] = "bpe"
     if initial is not None:
         for_model = _shape_of(initial, for_model, for_train)
     corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
