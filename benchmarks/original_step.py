@@ -24,7 +24,7 @@ from torch import nn
 
 from textlstm.config import PRESETS, ModelConfig, TrainConfig
 from textlstm.corpus import LaneReader
-from textlstm.trainer import Callbacks, Trainer
+from textlstm.trainer import Trainer
 
 VOCAB, EMBED, HIDDEN, BATCH, LENGTH = 50_257, 192, 512, 8, 256
 RUNS = 4
@@ -43,14 +43,14 @@ class LoopLSTM(nn.Module):
     def forward(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         x_BTH = self.linear(self.emb(ids_BT))
         h = c = torch.zeros(len(ids_BT), HIDDEN)
-        outputs = []
+        outputs_BTH = torch.zeros(*ids_BT.shape, HIDDEN)  # filled in place, as the original does
         for t in range(ids_BT.shape[1]):
             both = torch.cat([h, x_BTH[:, t]], dim=1)
             f, i, o = (torch.sigmoid(gate(both)) for gate in (self.forget, self.enter, self.out))
             c = f * c + i * torch.tanh(self.candidate(both))
             h = o * torch.tanh(c)
-            outputs.append(h)
-        logits = 0.1 * self.lm_head(torch.stack(outputs, dim=1))
+            outputs_BTH[:, t] = h
+        logits = self.lm_head(outputs_BTH) * 0.1
         return nn.functional.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
 
 
@@ -75,7 +75,7 @@ def our_step(ids: np.ndarray) -> Callable[[], None]:
     train = TrainConfig.from_dict({**PRESETS["original"]["train"], "eval_every": 10_000, "checkpoint_every": 10_000})
     reader = LaneReader(ids, BATCH, LENGTH, 0.0, 0, model.boundary_id, np.zeros(VOCAB, dtype=bool))
     trainer = Trainer(model, train, reader)
-    return lambda: (trainer.run(Callbacks(stop=lambda: "one step")), None)[1]
+    return lambda: trainer.advance() and None
 
 
 def main() -> None:

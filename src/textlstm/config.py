@@ -69,7 +69,7 @@ def _has_type(value: Any, hint: Any) -> bool:
     if isinstance(hint, types.UnionType):
         return any(_has_type(value, part) for part in typing.get_args(hint))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, float) or (_has_type(value, int) and abs(value) < 1 << 1000)  # others overflow
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(hint) is tuple:

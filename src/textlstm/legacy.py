@@ -15,7 +15,7 @@ Which version it is follows from the size of the vocabulary.
 from __future__ import annotations
 
 import hashlib
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,10 @@ def _read(checkpoint: Path) -> dict[str, NDArray[np.float32]]:
     if not checkpoint.is_file():
         raise UsageError(f"there is no checkpoint {str(checkpoint)!r}")
     try:
-        values: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are refused anyway
+            values: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # over a damaged pickle torch raises almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelFileError(
             f"{checkpoint} is not a state dict of plain tensors, so it is not opened any further ({reason})"
@@ -100,9 +102,10 @@ def _read(checkpoint: Path) -> dict[str, NDArray[np.float32]]:
         wrong += [f"{k} is unknown" for k in sorted(set(map(str, values)) - _KEYS)]
         raise ModelFileError(f"{checkpoint} is not of the original program: {'; '.join(wrong[:6])}")
     arrays = {name: np.asarray(tensor.float().numpy()) for name, tensor in values.items()}
-    hidden = arrays["linear.bias"].shape[0]
+    hidden = arrays["linear.bias"].size
     vocab, embed = arrays["emb.weight"].shape if arrays["emb.weight"].ndim == 2 else (0, 0)
     expected = {"linear.weight": (hidden, embed), "lm_head.weight": (vocab, hidden), "lm_head.bias": (vocab,)}
+    expected |= {"linear.bias": (hidden,), "emb.weight": (vocab, embed)}
     expected |= {f"{gate}.weight": (hidden, 2 * hidden) for gate in _GATES}
     expected |= {f"{gate}.bias": (hidden,) for gate in _GATES}
     for name, shape in expected.items():

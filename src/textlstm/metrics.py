@@ -120,9 +120,11 @@ def token_nats(
         Shape (N,); zero where the token is a document boundary.
 
     Raises:
-        UsageError: unknown protocol.
+        UsageError: unknown protocol, or an empty text.
     """
     config = predictor.config
+    if not len(ids):
+        raise UsageError("an empty text has no score")
     ids_N = ids.astype(np.int64)
     begin = np.array([] if config.boundary_id is None else [config.boundary_id], dtype=np.int64)
     before = begin if context is None else np.concatenate([begin, context])

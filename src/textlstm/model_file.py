@@ -109,7 +109,9 @@ def read_model(path: str | Path) -> ModelFile:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
         card = json.loads(metadata["card"])
         tokenizer = tokenizers.from_json(json.loads(metadata["tokenizer"]))
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+    except (
+        SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ConfigError
+    ) as error:  # fmt: skip
         raise ModelFileError(f"{path} is damaged or is not a model of textlstm: {error}") from error
     weights = {name: _restore(name, tensors) for name in tensors if not name.endswith(".scale")}
     _check_shapes({name: array.shape for name, array in weights.items()}, config)
@@ -152,6 +154,8 @@ def _store(name: str, array: NDArray[np.float32], dtype: DType) -> dict[str, NDA
     if array.ndim < 2 or dtype == "fp32":
         return {name: array}
     if dtype == "fp16":
+        if np.abs(array).max() > np.finfo(np.float16).max:
+            raise ModelFileError(f"tensor {name} has numbers that are too large for fp16; write fp32 instead")
         return {name: array.astype(np.float16)}
     scale = np.maximum(np.abs(array).max(axis=1), np.float32(1e-12)) / np.float32(127)
     return {name: np.rint(array / scale[:, None]).astype(np.int8), f"{name}.scale": scale}
@@ -159,7 +163,7 @@ def _store(name: str, array: NDArray[np.float32], dtype: DType) -> dict[str, NDA
 
 def _restore(name: str, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     array, scale = tensors[name], tensors.get(f"{name}.scale")
-    if array.dtype == np.int8 and scale is not None and scale.shape == array.shape[:1]:
+    if array.dtype == np.int8 and array.ndim == 2 and scale is not None and scale.shape == array.shape[:1]:
         return array.astype(np.float32) * scale.astype(np.float32)[:, None]
     if array.dtype in (np.float32, np.float16) and scale is None:
         return array.astype(np.float32, copy=False)

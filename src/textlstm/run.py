@@ -568,6 +568,8 @@ class Run:
         for name, size in checkpoint.values["sizes"].items():
             if _size(self.folder / name) > size:
                 os.truncate(self.folder / name, size)
+        if not _size(self.folder / "log.jsonl"):  # a long run logs only every so many steps
+            return
         for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             if record["event"] == "step":

@@ -153,8 +153,9 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_text(cls, text: str, byte_fallback: bool = True) -> CharTokenizer:
-        """The table of all characters of a text, sorted by code point."""
-        return cls("".join(sorted(c for c in set(text) if not "\ud800" <= c <= "\udfff")), byte_fallback)
+        """The table of all characters of a text, sorted by code point; of a text without any, the line end."""
+        characters = sorted(c for c in set(text) if not "\ud800" <= c <= "\udfff")
+        return cls("".join(characters) or "\n", byte_fallback)
 
     def encode(self, text: str) -> Ids:
         codes = np.frombuffer(_escape(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
@@ -336,12 +337,12 @@ def make_tokenizer(name: str, text: str, vocab_size: int) -> Tokenizer:
         MissingExtraError: GPT-2's vocabulary is not installed.
     """
     base = name.removesuffix("-pruned")
-    if base == "bpe":
+    if name == "bpe":
         return BPETokenizer.train(text, vocab_size)
-    if base == "byte":
+    if name == "byte":
         return ByteTokenizer()
-    if base in ("char", "char-plain"):
-        return CharTokenizer.from_text(text, byte_fallback=base == "char")
+    if name in ("char", "char-plain"):
+        return CharTokenizer.from_text(text, byte_fallback=name == "char")
     if base == "gpt2":
         tokenizer = gpt2_tokenizer()
     elif base in _TIKTOKEN or base.endswith(".tiktoken"):
@@ -365,6 +366,7 @@ def from_json(value: Any) -> Tokenizer:
             case {"kind": "char", "characters": str(characters), "byte_fallback": bool(fallback), **rest}:
                 if rest or not characters or len(set(characters)) != len(characters):
                     raise ValueError("its characters are empty or repeat")
+                characters.encode()  # lone surrogates are no characters
                 return CharTokenizer(characters, fallback)
             case {
                 "kind": "bpe",
@@ -375,6 +377,8 @@ def from_json(value: Any) -> Tokenizer:
             }:
                 if rest or pattern not in PATTERNS or sorted(order) != list(range(256)):
                     raise ValueError(f"its pattern {pattern!r} or byte order is unknown")
+                if any(type(id) is not int for id in (*order, *flat)):
+                    raise ValueError("its ids are not all whole numbers")
                 merges = np.array(flat, dtype=np.int64).reshape(-1, 2)
                 if len(merges) and ((merges < 0) | (merges >= np.arange(256, 256 + len(merges))[:, None])).any():
                     raise ValueError("a merge refers to an id that does not exist yet")

@@ -160,7 +160,7 @@ def _records(path: Path, texts: Iterator[str]) -> Iterator[Document]:
 
 
 def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -175,7 +175,8 @@ def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
 
 
 def _csv(path: Path, text: str, column: str) -> Iterator[str]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    csv.field_size_limit(1 << 30)  # a field is a whole document; Python's own limit is 128 kB
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
     try:
         if column not in (reader.fieldnames or []):
             has = ", ".join(reader.fieldnames or [])

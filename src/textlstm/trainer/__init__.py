@@ -198,7 +198,7 @@ class Trainer:
             DivergedError: the numbers stopped being finite.
         """
         while not self.finished:
-            report = self._one_step()
+            report = self.advance()
             callbacks.on_step(report)
             if self.step % self.look_every == 0 or self.step == self.config.steps:
                 callbacks.on_look(self._look(), self.averaged)
@@ -211,7 +211,8 @@ class Trainer:
                 return reason
         return None
 
-    def _one_step(self) -> StepReport:
+    def advance(self) -> StepReport:
+        """Takes one optimizer step."""
         started = time.perf_counter()
         config = self.config
         batch = next(self.reader)

@@ -83,7 +83,7 @@ def load_newest(folder: Path, notice: Callable[[str], None] = lambda line: None)
     for path in _step_folders(folder):
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             notice(f"checkpoint {path} is damaged ({error}); going on from an older one")
     return None
 

@@ -1,0 +1,82 @@
+"""What all tests share: reproducible examples, no network, and a small text."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import socket
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("textlstm", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.load_profile("textlstm")
+
+WORD_LIST = """
+the of and to in a is that it was for on are with as his they be at one have this from or had by hot but some what
+there we can out other were all your when up use word how said an each she which do their time if will way about many
+then them would write like so these her long make thing see him two has look more day could go come did my sound no
+most number who over know water than call first people may down side been now find any new work part take get place
+made live where after back little only round man year came show every good me give our under name very through just
+form much great think say help low line before turn cause same mean differ move right boy old too does tell sentence
+"""
+WORDS = WORD_LIST.split()
+
+
+def make_text(size: int, seed: int = 7) -> str:
+    """English-like sentences and paragraphs; frequent words come first in the list."""
+    rng = random.Random(seed)
+    weights = [1 / (rank + 3) for rank in range(len(WORDS))]
+    paragraphs: list[str] = []
+    length = 0
+    while length < size:
+        sentences = []
+        for _ in range(rng.randint(1, 5)):
+            words = rng.choices(WORDS, weights, k=rng.randint(3, 14))
+            if len(words) > 8:
+                words[4] += ","
+            sentences.append(" ".join(words).capitalize() + rng.choice("...?!"))
+        paragraphs.append(" ".join(sentences) + "\n\n"[: rng.randint(1, 2)])
+        length += len(paragraphs[-1])
+    return "".join(paragraphs)
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """About 20,000 characters of English-like text, the same in every session."""
+    return make_text(20_000)
+
+
+def _is_local(host: object) -> bool:
+    if host in ("localhost", "", None):
+        return True
+    try:
+        return ipaddress.ip_address(str(host)).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network():
+    """Any connection that would leave this machine fails the test, even where the code forgives an OSError."""
+
+    def guarded(method):
+        def connect(self, address, *rest):
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+                pytest.fail(f"a test tried to reach {address!r}")
+            return method(self, address, *rest)
+
+        return connect
+
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        if not _is_local(host.decode() if isinstance(host, bytes) else host):
+            pytest.fail(f"a test tried to look up {host!r}")
+        return look_up(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+        patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        yield
