@@ -7,6 +7,7 @@ Trains the demo's model for two minutes, and takes the picture of its view half-
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import tempfile
@@ -19,7 +20,7 @@ from textlstm.api import require_torch
 from textlstm.model import Model
 from textlstm.view import LiveView
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.resolve()
 
 
 def save(console: Console, name: str, title: str) -> None:
@@ -52,10 +53,10 @@ def main() -> None:
     require_torch()
     from textlstm.run import Request, train
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         view = PhotographedView(Console(file=io.StringIO(), force_terminal=True, width=100))
         with view:
-            train(Request(["tiny-shakespeare"], Path(folder, "demo"), minutes=2), view)
+            train(Request(["tiny-shakespeare"], Path("runs/demo-1"), minutes=2), view)
     console = recorder()
     prompt = "KING HENRY V:\n"
     console.print(Text('$ textlstm generate shakespeare "KING HENRY V:" --seed 3', style="green"))

@@ -81,6 +81,13 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of a pipe left, which click would call a failure
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
 
 @click.group(cls=_Group, invoke_without_command=True, context_settings={"max_content_width": 110})
 @click.version_option(__version__, prog_name="textlstm")
@@ -197,7 +204,9 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
 @click.option("--n", type=click.IntRange(min=1), default=1, help="Write this many texts.")
 @click.option("--no-echo", is_flag=True, help="Do not repeat the prompt.")
 @click.option("--typewriter", type=float, is_flag=False, flag_value=40.0, default=0.0, help="Characters per second.")
-@click.option("--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True)
+@click.option(
+    "--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True, help="What computes."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Cores that one step may use.  [default: the engine's]")
 @options_of(SamplingConfig)
 @_common
@@ -278,7 +287,9 @@ def _type_out(pieces: Any, characters_per_second: float) -> None:
 @click.option("--protocol", default="stream", show_default=True, help="stream, or cold-N for windows of N tokens.")
 @click.option("--lanes", type=click.IntRange(min=1), default=1, help="Read in this many lanes, each from its start.")
 @click.option("--context", help="Text that is read first and not scored: the end of the training text, say.")
-@click.option("--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True)
+@click.option(
+    "--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True, help="What computes."
+)
 @_common
 def score(
     model: str, files: tuple[str, ...], protocol: str, lanes: int, context: str | None, engine: str, as_json: bool,
@@ -319,7 +330,9 @@ def score(
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--corpus", help="Of the character version: the text it was trained on, for its table of characters.")
-@click.option("--dtype", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True, help="Of the matrices."
+)
 @_common
 def import_(checkpoint: Path, out: Path, corpus: str | None, dtype: Any, as_json: bool, quiet: bool) -> None:
     """Turn a CHECKPOINT of the original one-file program (a .pt state dict) into a model file OUT.
@@ -364,7 +377,11 @@ def info(model: str, as_json: bool, quiet: bool) -> None:
 @cli.command()
 @_common
 def models(as_json: bool, quiet: bool) -> None:
-    """List the models that ship with textlstm."""
+    """List the models that ship with textlstm.
+
+    \b
+    textlstm models
+    """
     from textlstm.model_file import read_model
     from textlstm.registry import shipped_models
     from textlstm.report import model_report, show_models
@@ -380,7 +397,11 @@ def models(as_json: bool, quiet: bool) -> None:
 @cli.command()
 @_common
 def corpora(as_json: bool, quiet: bool) -> None:
-    """List the corpora that can be named instead of a file."""
+    """List the corpora that can be named instead of a file.
+
+    \b
+    textlstm corpora
+    """
     from textlstm.corpus import CORPORA
 
     if as_json:
@@ -419,6 +440,3 @@ def main() -> None:
         label = "" if error.exit_code > 128 else click.style("error: ", fg="red", bold=True)
         click.echo(f"{label}{error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of a pipe left; its end is ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -125,13 +125,13 @@ def read_model(path: str | Path) -> ModelFile:
 
 def _read_metadata(path: str | Path, data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file; duplicate names, which safetensors lets pass, are refused."""
-    if data[:2] == b"PK" or data[:1] == b"\x80":
-        raise ModelFileError(
-            f"{path} is a pickled checkpoint, which is never opened as a model because it can run code; a checkpoint "
-            "of the original program becomes a model by: textlstm import CHECKPOINT OUT"
-        )
     size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > len(data) - 8:
+    if len(data) < 8 or size > len(data) - 8:  # asked first: a header may well be 0x80 or "PK" bytes long
+        if data[:2] == b"PK" or data[:1] == b"\x80":
+            raise ModelFileError(
+                f"{path} is a pickled checkpoint, which is never opened as a model because it can run code; a "
+                "checkpoint of the original program becomes a model by: textlstm import CHECKPOINT OUT"
+            )
         raise ModelFileError(f"{path} is not a model file, or is cut off")
     header = json.loads(data[8 : 8 + size], object_pairs_hook=_without_duplicates)
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}

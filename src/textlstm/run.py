@@ -549,7 +549,10 @@ class Run:
         context = np.concatenate([self.tokens.train, self.tokens.dev])[-metrics.WARM_UP :]
         before = context if self.corpus.val_follows else None
         warm_up = metrics.WARM_UP if self.corpus.val_follows else 0
-        return metrics.score(predictor, self.tokens.val, part.num_chars, part.num_bytes, before, protocol, warm_up)
+        ids = self.tokens.val
+        if not self.corpus.val_follows and self.setup.model.boundary:
+            ids = ids[1:]  # a text that stands alone is read after the boundary anyway, and not after two
+        return metrics.score(predictor, ids, part.num_chars, part.num_bytes, before, protocol, warm_up)
 
     def _save(self, checkpoint: Checkpoint) -> None:
         values = {

@@ -1,0 +1,116 @@
+"""The rule behind --minutes, as pure functions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from textlstm.autopilot import propose, steps_within
+from textlstm.config import ModelConfig, TrainConfig
+
+RULE = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+MINUTES = st.floats(0.5, 600)
+CHARS = st.floats(4, 9).map(lambda x: int(10**x))
+PEAK = st.floats(10, 13).map(lambda x: 10**x)
+
+
+def configs(proposal) -> tuple[ModelConfig, TrainConfig]:
+    return ModelConfig.from_dict(proposal.model), TrainConfig.from_dict(proposal.train)
+
+
+@RULE
+@given(MINUTES, CHARS, PEAK)
+def test_proposals_are_legal_and_sensible(minutes, chars, peak):
+    model, train = configs(propose(60 * minutes, chars, peak, {}))
+    assert 512 <= model.vocab_size <= 4096
+    assert 128 <= model.hidden_size <= 1536 and model.hidden_size % 64 == 0
+    assert model.embed_size == model.hidden_size
+    assert 0 <= model.input_dropout <= 0.35 and model.output_dropout <= 0.45 + 1e-9
+    assert model.output_dropout >= model.layer_dropout >= model.input_dropout == model.weight_dropout
+    assert 1e-3 < train.lr < 1e-2 and 0.9 <= train.ema <= 0.999 and 0.1 <= train.weight_decay <= 0.35
+    assert train.lr == pytest.approx(5e-3 * math.sqrt(320 / model.hidden_size), abs=1e-5)
+
+
+@RULE
+@given(MINUTES, MINUTES, CHARS, PEAK)
+def test_more_time_never_gives_a_smaller_model(one, other, chars, peak):
+    short, long = sorted((one, other))
+    smaller, larger = (propose(60 * m, chars, peak, {}) for m in (short, long))
+    assert smaller.model["hidden_size"] <= larger.model["hidden_size"]
+    assert smaller.train["lr"] >= larger.train["lr"]
+    assert smaller.model["vocab_size"] == larger.model["vocab_size"]  # it follows from the text alone
+
+
+@RULE
+@given(MINUTES, CHARS, PEAK)
+def test_time_and_speed_are_worth_the_same(minutes, chars, peak):
+    assert propose(120 * minutes, chars, peak, {}) == propose(60 * minutes, chars, 2 * peak, {})
+
+
+@RULE
+@given(CHARS, CHARS)
+def test_more_text_never_gives_a_smaller_vocabulary_or_batch(one, other):
+    short, long = sorted((one, other))
+    smaller, larger = (propose(600, chars, 1e11, {}) for chars in (short, long))
+    assert smaller.model["vocab_size"] <= larger.model["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("chars", "vocab"),
+    [(100, 512), (199_999, 512), (200_000, 1024), (2_999_999, 1024), (3_000_000, 2048), (30_000_000, 4096)],
+)
+def test_vocabulary_follows_the_text(chars, vocab):
+    assert propose(180, chars, 1e11, {}).model["vocab_size"] == vocab
+
+
+def test_size_is_the_nearest_to_the_compute():
+    # C = 170 s x 112 GFLOP/s x 0.6; wanted P = sqrt(C / 7.2) = 1.26 M; 16 H^2 + 1024 H is nearest at H = 256
+    model = propose(170, 1_000_000, 112e9, {}).model
+    wanted = math.sqrt(170 * 112e9 * 0.6 / 7.2)
+    widths = (128, *range(192, 1025, 64), 1280, 1536)
+    nearest = min(widths, key=lambda h: abs(math.log((16 * h * h + 1024 * h) / wanted)))
+    assert model["hidden_size"] == nearest == 256
+
+
+@RULE
+@given(MINUTES, CHARS, PEAK, st.sampled_from([32, 200, 777, 2048]), st.sampled_from([300, 1000, 8000]))
+def test_fixed_settings_stand(minutes, chars, peak, hidden, vocab):
+    fixed = {"hidden_size": hidden, "vocab_size": vocab}
+    proposal = propose(60 * minutes, chars, peak, fixed)
+    model, train = configs(proposal)
+    assert (model.hidden_size, model.vocab_size) == (hidden, vocab)
+    assert train.lr == pytest.approx(5e-3 * math.sqrt(320 / hidden), abs=1e-5)  # the rest follows what was fixed
+    assert fixed == {"hidden_size": hidden, "vocab_size": vocab}
+
+
+@RULE
+@given(CHARS, PEAK)
+def test_more_epochs_never_mean_less_dropout(chars, peak):
+    fixed = {"hidden_size": 256}
+    dropouts = [propose(60 * m, chars, peak, fixed).model["input_dropout"] for m in (1, 3, 10, 30, 100)]
+    assert dropouts == sorted(dropouts)
+
+
+def test_dropout_of_a_text_read_many_times():
+    assert propose(60, 10**9, 1e11, {}).model["input_dropout"] == 0
+    assert propose(36_000, 10_000, 1e12, {}).model["input_dropout"] == 0.35
+
+
+@RULE
+@given(st.floats(1, 36_000), st.floats(1e-4, 10), st.floats(0, 1000))
+def test_steps_fit(seconds, per_step, final):
+    steps = steps_within(seconds, per_step, final)
+    assert steps >= 1
+    if steps > 1:
+        assert steps * per_step + final <= seconds
+        assert (steps + 1) * per_step > (seconds - final) * 0.93 * (1 - 1e-9)  # and no time is wasted
+    assert steps_within(2 * seconds, per_step, final) >= steps
+    assert steps_within(seconds, 2 * per_step, final) <= steps
+
+
+def test_one_step_where_none_fits():
+    assert steps_within(1, 5, 0) == 1
+    assert steps_within(-3, 0.1, 10) == 1

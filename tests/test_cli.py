@@ -1,0 +1,409 @@
+"""The command line: exit codes, JSON, flags and help. Nothing here trains; see test_kill.py for that."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+
+import textlstm
+from textlstm import cli
+from textlstm.config import ModelConfig
+from textlstm.legacy import import_checkpoint
+from textlstm.model import Model
+from textlstm.model_file import write_model
+from textlstm.tokenizer import ByteTokenizer, CharTokenizer
+
+SRC = Path(textlstm.__file__).parent.parent
+COMMANDS = list(cli.cli.commands)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+class Done:
+    """What a command left behind."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out.splitlines()[-1])
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Calls `main` as the shell would; an exception that is not turned into an exit code fails the test."""
+
+    def call(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["textlstm", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Done(end.value.code or 0, out, err)
+
+    return call
+
+
+def make_model(path: Path, tokenizer=None, seed: int = 0, boundary: bool = True) -> Path:
+    tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
+    config = ModelConfig(tokenizer.vocab_size + boundary, 8, 8, 1, boundary=boundary)
+    rng = np.random.default_rng(seed)
+    weights = {n: rng.normal(0, 0.5, s).astype(np.float32) for n, s in config.tensor_shapes().items()}
+    write_model(path, config, tokenizer, weights, {"scores": {}, "corpus": {"name": "a [b] c"}})
+    return path
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return make_model(tmp_path / "tiny.safetensors")
+
+
+# --- exit codes ------------------------------------------------------------------------------------------------------
+
+
+def test_alone_it_names_the_demo(run):
+    done = run()
+    assert done.code == 0 and "textlstm demo" in done.out and "textlstm train" in done.out
+
+
+def test_version(run):
+    assert run("--version").out.strip().endswith(textlstm.__version__)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nope"], ["nope"], ["train", "--nope"], ["train", "absent.txt", "--steps", "3"], ["train"],
+        ["train", "x", "--steps", "many"], ["train", "x", "--steps", "3", "--minutes", "1"],
+        ["train", "x", "--preset", "nope"], ["train", "--resume"], ["train", "x", "--out", "a-file"],
+        ["generate"], ["generate", "absent.safetensors"], ["generate", "shakespeer"], ["generate", "empty-folder"],
+        ["generate", "MODEL", "a", "--temperature", "-1"], ["generate", "MODEL", "a", "--top-p", "2"],
+        ["generate", "MODEL", "a", "--seed", "-1"], ["generate", "MODEL", "a", "--n", "0"],
+        ["generate", "MODEL", "a", "--max-chars", "-1"], ["generate", "MODEL", "a", "--stop", ""],
+        ["generate", "MODEL", "a", "--engine", "nope"], ["score", "MODEL"], ["score", "MODEL", "absent.txt"],
+        ["score", "absent.safetensors", "text.txt"], ["score", "MODEL", "text.txt", "--protocol", "warm"],
+        ["score", "MODEL", "text.txt", "--protocol", "cold-8", "--lanes", "2"], ["info", "absent"], ["info"],
+        ["import", "absent.pt", "out.safetensors"], ["corpora", "--nope"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_cannot_be_meant_is_exit_2(run, model, arguments, tmp_path):
+    (tmp_path / "x").write_text("some text " * 100)
+    (tmp_path / "text.txt").write_text("some text")
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "empty-folder").mkdir()
+    done = run(*(str(model) if a == "MODEL" else a for a in arguments))
+    assert done.code == 2 and done.err and not done.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_near_names_are_suggested(run):
+    assert "'shakespeare'" in run("generate", "shakespeer").err
+    assert "tiny-shakespeare" in run("train", "tiny-shakespear", "--steps", "3").err
+    assert "--hidden-size" in run("train", "x", "--hiden-size", "3").err
+
+
+def bad_files(folder: Path) -> dict[str, bytes]:
+    whole = make_model(folder / "whole.safetensors").read_bytes()
+    flipped = bytearray(whole)
+    flipped[-100] ^= 4
+    return {
+        "random": random.Random(0).randbytes(1_000_000),
+        "empty": b"",
+        "five bytes": b"hello",
+        "utf-16": "Some text in UTF-16.\n".encode("utf-16") * 50,
+        "text": b"Just some plain text.\n" * 50,
+        "flipped": bytes(flipped),
+        "cut": whole[: len(whole) // 2],
+        "header only": (2).to_bytes(8, "little") + b"{}",
+        "odd header": (2).to_bytes(8, "little") + b"[]",
+        "pickle": b"\x80\x02}q\x00.",
+        "zip": b"PK\x03\x04" + bytes(100),
+    }
+
+
+@pytest.mark.parametrize("kind", [
+    "random", "empty", "five bytes", "utf-16", "text", "flipped", "cut", "header only", "odd header", "pickle", "zip",
+])  # fmt: skip
+def test_what_is_no_model_is_exit_1(run, tmp_path, kind):
+    path = tmp_path / "bad"
+    path.write_bytes(bad_files(tmp_path)[kind])
+    (tmp_path / "text.txt").write_text("some text")
+    for arguments in (["generate", path, "a"], ["score", path, tmp_path / "text.txt"], ["info", path]):
+        done = run(*arguments)
+        assert done.code == 1 and done.err.startswith("error: ") and "bad" in done.err and not done.out
+    done = run("import", path, tmp_path / "out.safetensors")
+    assert done.code == 1 and not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["random", "empty", "five bytes", "folder"])
+def test_what_is_no_text_is_exit_1(run, tmp_path, name):
+    path = tmp_path / "text.txt"
+    if name == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(bad_files(tmp_path)[name])
+    done = run("train", path, "--steps", "2", "--out", tmp_path / "run", "-q")
+    assert done.code == 1 and "text.txt" in done.err and not (tmp_path / "run").exists()
+
+
+def test_out_that_is_not_empty_is_left_alone(run, tmp_path):
+    (tmp_path / "x").write_text("some text " * 100)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("keep")
+    done = run("train", "x", "--steps", "2", "--out", "run")
+    assert done.code == 2 and "--resume" in done.err and [p.name for p in (tmp_path / "run").iterdir()] == ["mine"]
+
+
+def test_score_of_nothing_is_an_error(run, model, tmp_path):
+    (tmp_path / "nothing.txt").write_bytes(b"")
+    assert run("score", model, "nothing.txt").code == 1
+    assert run("score", model, tmp_path).code == 1
+
+
+def test_models_with_headers_of_any_length_are_read(run, tmp_path):
+    # The first byte of a safetensors file is the low byte of its header's length, 0x80 for one in 32 models.
+    config = ModelConfig(257, 8, 8, 1)
+    weights = {n: np.zeros(s, np.float32) for n, s in config.tensor_shapes().items()}
+    firsts = set()
+    for length in range(0, 256, 8):
+        path = tmp_path / f"{length}.safetensors"
+        write_model(path, config, ByteTokenizer(), weights, {"command": "x" * length})
+        firsts.add(path.read_bytes()[0])
+        assert run("info", path, "--json").json["params"] == config.num_params
+    assert firsts == set(range(0, 256, 8))
+
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+
+def test_generate_json(run, model):
+    done = run("generate", model, "Once", "--max-chars", "30", "--seed", "5", "--n", "3", "--json")
+    assert list(done.json) == [
+        "texts", "tokens", "seconds", "tokens_per_second", "first_token_seconds", "engine", "seed",
+    ]  # fmt: skip
+    assert done.out.count("\n") == 1 and done.code == 0
+    assert done.json["engine"] == "onnx" and done.json["seed"] == 5
+    loaded = Model.load(model)
+    assert done.json["texts"] == [loaded.generate("Once", max_chars=30, seed=5 + i) for i in range(3)]
+    assert done.json["tokens_per_second"] == pytest.approx(done.json["tokens"] / done.json["seconds"])
+    assert 0 < done.json["first_token_seconds"] <= done.json["seconds"]
+
+
+def test_generate_prints_the_prompt_and_the_text(run, model):
+    text = Model.load(model).generate("Once", max_tokens=20, seed=1, temperature=0.5, top_k=5)
+    arguments = [
+        "generate",
+        model,
+        "Once",
+        "--max-tokens",
+        "20",
+        "--seed",
+        "1",
+        "--temperature",
+        "0.5",
+        "--top-k",
+        "5",
+    ]
+    printed = ("Once" + text + "\n").encode(errors="replace").decode()
+    assert run(*arguments).out == printed
+    assert run(*arguments, "--no-echo").out == printed.removeprefix("Once")
+    assert json.loads(run(*arguments, "--json", "--engine", "torch").out)["engine"] == "torch"
+
+
+def test_generate_seed_is_told_and_repeats(run, model):
+    first = run("generate", model, "--max-tokens", "40", "--json").json
+    other = run("generate", model, "--max-tokens", "40", "--json").json
+    again = run("generate", model, "--max-tokens", "40", "--json", "--seed", str(first["seed"])).json
+    assert again["texts"] == first["texts"] and first["seed"] != other["seed"]
+
+
+def test_generate_stops(run, model):
+    text = run("generate", model, "--max-tokens", "200", "--json", "--seed", "3").json["texts"][0]
+    cut = run("generate", model, "--max-tokens", "200", "--json", "--seed", "3", "--stop", text[10]).json["texts"][0]
+    assert cut == text[: text.index(text[10])]
+    assert run("generate", model, "--max-tokens", "0", "--json").json["texts"] == [""]
+
+
+def test_prompts_of_all_kinds(run, model, tmp_path):
+    for prompt in ("中文的提示", "", "🙂" * 5, "a\udcffb", "\x00"):
+        done = run("generate", model, prompt, "--max-tokens", "5", "--seed", "1", "--json")
+        assert done.code == 0 and len(done.json["texts"]) == 1
+    with_bytes = make_model(tmp_path / "char.safetensors", CharTokenizer.from_text("abc \n"))
+    assert run("generate", with_bytes, "中文", "--max-tokens", "5").code == 0
+    plain = make_model(tmp_path / "plain.safetensors", CharTokenizer.from_text("abc \n", False), boundary=False)
+    foreign, blank = (run("generate", plain, p, "--max-tokens", "9", "--seed", "2", "--json") for p in ("中文", "  "))
+    assert foreign.code == 0 and foreign.json["texts"] == blank.json["texts"]  # a blank stands for what is unknown
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
+
+
+def test_generate_into_a_pipe_that_closes(model):
+    command = [sys.executable, "-m", "textlstm", "generate", str(model), "a", "--max-chars", "300000", "--seed", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert len(process.stdout.read(100)) == 100
+        process.stdout.close()
+        told = process.stderr.read().decode()
+        assert process.wait(timeout=30) == 0 and told == ""
+
+
+def test_generate_reads_its_prompt_from_a_pipe(model):
+    command = [sys.executable, "-m", "textlstm", "generate", str(model), "-", "--max-tokens", "9", "--seed", "1"]
+    done = subprocess.run(command, input="Prömpt".encode(), capture_output=True, env=environment(), timeout=30)
+    assert done.returncode == 0 and done.stdout.decode(errors="replace").startswith("Prömpt") and done.stderr == b""
+
+
+# --- the other JSON contracts ----------------------------------------------------------------------------------------
+
+SCORE_KEYS = [
+    "protocol", "chars", "bytes", "tokens", "nats", "nats_per_char", "bits_per_char", "bits_per_byte",
+]  # fmt: skip
+
+
+def test_score_json(run, model, tmp_path):
+    text = "Größe ist nicht alles.\n"
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    report = run("score", model, "a.txt", "--json").json
+    assert list(report) == [*SCORE_KEYS, "model"]
+    assert (report["chars"], report["bytes"], report["tokens"]) == (23, 25, 25)
+    expected = Model.load(model).score(text)
+    assert report["nats"] == expected.nats and report["model"] == str(model)
+    assert report["nats_per_char"] == expected.nats / 23
+    assert report["bits_per_char"] == pytest.approx(expected.nats / 23 / math.log(2))
+    assert report["bits_per_byte"] == pytest.approx(expected.nats / 25 / math.log(2))
+
+
+def test_score_of_several_files(run, model, tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"This is {name}. " * 5)
+    report = run("score", model, "a.txt", "b.txt", "--json", "--protocol", "cold-16").json
+    assert list(report) == [*SCORE_KEYS, "model", "files"]
+    assert [list(one) for one in report["files"]] == [["file", *SCORE_KEYS]] * 2
+    assert report["nats"] == pytest.approx(sum(one["nats"] for one in report["files"])) and report["chars"] == 150
+    assert report["protocol"] == "cold-16"
+    assert run("score", model, "a.txt", "--json", "--lanes", "4").json["protocol"] == "stream-4"
+    table = run("score", model, "a.txt", "b.txt").out
+    assert "a.txt" in table and "all" in table and "perplexity" in table
+
+
+def test_score_with_context(run, model, tmp_path):
+    (tmp_path / "a.txt").write_text("The end.")
+    (tmp_path / "before.txt").write_text("The beginning.")
+    report = run("score", model, "a.txt", "--json", "--context", "before.txt").json
+    assert report["nats"] == Model.load(model).score("The end.", context="The beginning.").nats
+
+
+def test_info_json(run, model):
+    report = run("info", model, "--json").json
+    assert list(report) == ["model", "params", "bytes", "sha256", "config", "tokenizer", "card"]
+    assert report["bytes"] == model.stat().st_size and report["params"] == ModelConfig(257, 8, 8, 1).num_params
+    assert report["tokenizer"] == {"kind": "byte", "ids": 256} and report["card"]["corpus"]["name"] == "a [b] c"
+    assert "a [b] c" in run("info", model).out
+
+
+def test_models_json(run):
+    report = run("models", "--json").json
+    assert list(report) == ["models"]
+    assert all(list(one) == ["name", "params", "bytes", "card"] for one in report["models"])
+    assert "shakespeare" in [one["name"] for one in report["models"]]
+    assert "shakespeare" in run("models").out
+
+
+def test_corpora_json(run):
+    report = run("corpora", "--json").json
+    assert list(report) == ["corpora"]
+    assert all(list(one) == ["name", "summary", "licence"] for one in report["corpora"])
+    assert "tiny-shakespeare" in [one["name"] for one in report["corpora"]]
+    assert "tiny-shakespeare" in run("corpora").out
+
+
+def test_import_json(run, tmp_path):
+    text = "hello original\n"
+    V, E, H = len(set(text)), 4, 6
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"emb.weight": (V, E), "linear.weight": (H, E), "linear.bias": (H,)}
+    shapes |= {"lm_head.weight": (V, H), "lm_head.bias": (V,)}
+    for gate in ("input_gate.0.0", "forget_gate.0", "input_gate.1.0", "output_gate.0"):
+        shapes |= {f"{gate}.weight": (H, 2 * H), f"{gate}.bias": (H,)}
+    torch.save({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, tmp_path / "old.pt")
+    (tmp_path / "data.txt").write_text(text)
+    done = run("import", "old.pt", "new.safetensors", "--corpus", "data.txt", "--json")
+    assert done.json == {"model": "new.safetensors", "params": sum(math.prod(s) for s in shapes.values())}
+    assert import_checkpoint(tmp_path / "old.pt", tmp_path / "b.safetensors", "data.txt") == done.json["params"]
+    assert run("generate", "new.safetensors", "hell", "--max-tokens", "3").code == 0
+    assert run("import", "old.pt", "c.safetensors").code == 2  # the table of characters is not named
+
+
+# --- help and flags --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_itself(run, name):
+    done = run(name, "--help")
+    assert done.code == 0 and done.out.startswith("Usage: ") and "--json" in done.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example(run, name):
+    assert f"  textlstm {name}" in run(name, "--help").out
+
+
+def test_help_lists_all_commands(run):
+    out = run("--help").out
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+FLAGS = {
+    "train": """--steps --epochs --minutes --seed --preset --tokenizer --vocab-size --embed-size --hidden-size
+        --num-layers --batch-size --seq-len --lr --val-chars --val-fraction --val --dev-fraction --checkpoint-every
+        --resume --init-from --out --time-to-loss --json --quiet --encoding --patience --eval-every""",
+    "generate": """--max-tokens --max-chars --stop --seed --n --temperature --top-k --top-p --min-p --typical-p
+        --repetition-penalty --engine --threads --json --no-echo --typewriter""",
+    "score": "--protocol --lanes --context --engine --json",
+    "import": "--corpus --dtype --json",
+    "demo": "--minutes --out --seed --json",
+    "info": "--json",
+    "models": "--json",
+    "corpora": "--json",
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_that_scripts_rely_on(name):
+    command = cli.cli.commands[name]
+    flags = {flag for option in command.params if isinstance(option, click.Option) for flag in option.opts}
+    assert set(FLAGS[name].split()) <= flags
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_options_reach_the_request(run, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(cli, "_train", lambda request, quiet: asked.append(request) or sys.exit(0))
+    run(
+        "train", "a.txt", "b.txt", "--steps", "7", "--hidden-size", "9", "--no-tie-embeddings", "--val-chars", "5",
+        "--lr", "0.1", "--out", "o", "--seed", "3", "--init-from", "m", "--resume", "--time-to-loss", "1.5",
+    )  # fmt: skip
+    (request,) = asked
+    assert list(request.sources) == ["a.txt", "b.txt"] and request.steps == 7 and request.out == Path("o")
+    assert request.settings == {"hidden_size": 9, "tie_embeddings": False, "val_chars": 5, "lr": 0.1, "seed": 3}
+    assert request.init_from == "m" and request.resume and request.time_to_loss == 1.5 and request.minutes is None
+    assert request.command.startswith("textlstm train a.txt b.txt --steps 7")

@@ -1,0 +1,154 @@
+"""Real processes that are killed: whatever happens, going on gives the same bits."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import textlstm
+from textlstm.model_file import read_model
+from textlstm.trainer.checkpoint import load_newest
+
+SRC = Path(textlstm.__file__).parent.parent
+STEPS = 100
+OPTIONS = [
+    "--steps", str(STEPS), "--tokenizer", "byte", "--embed-size", "12", "--hidden-size", "16", "--batch-size", "4",
+    "--seq-len", "24", "--checkpoint-every", "5", "--eval-every", "25", "--json",
+]  # fmt: skip
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+
+def make_text(size: int) -> str:
+    rng = random.Random(2)
+    words = "a small boat lay upside down on the sand where the tide had left it many years before"
+    text = ""
+    while len(text) < size:
+        text += " ".join(rng.choices(words.split(), k=rng.randint(3, 12))) + ".\n"
+    return text[:size]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("kill")
+    (folder / "book.txt").write_text(make_text(20_000), encoding="utf-8")
+    return folder
+
+
+def start(base: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "TEXTLSTM_CACHE": str(base / "cache"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "textlstm", "train", *arguments]
+    return subprocess.Popen(
+        command, cwd=base, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def steps_logged(folder: Path) -> int:
+    """The last step in the log of a run, 0 before there is one; a half-written line does not count."""
+    try:
+        lines = (folder / "log.jsonl").read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return 0
+    return max((json.loads(line).get("step", 0) for line in lines[-3:]), default=0)
+
+
+def end_at(process: subprocess.Popen[str], folder: Path, step: int, act: Callable[[], None]) -> tuple[str, str]:
+    """Lets a run come to a step, acts, and returns what it printed."""
+    deadline = time.monotonic() + 60
+    while steps_logged(folder) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.002)
+    act()
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return out, err
+
+
+def complete(process: subprocess.Popen[str]) -> dict:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err, err
+    return json.loads(out.splitlines()[-1])
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in read_model(folder / "model.safetensors").weights.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(base) -> tuple[dict, dict[str, bytes]]:
+    """The run that nothing happened to."""
+    report = complete(start(base, "book.txt", "--out", "whole", *OPTIONS))
+    return report, weights(base / "whole")
+
+
+def test_report_of_a_run(whole, base):
+    report, _ = whole
+    assert list(report) == ["model", "config", "steps", "seconds", "train_chars", "params", "val"]
+    assert report["steps"] == STEPS and report["model"] == str(Path("whole", "model.safetensors"))
+    assert report["val"]["chars"] == 2_000 and 0.5 < report["val"]["nats_per_char"] < 3
+    assert report["config"]["train"]["checkpoint_every"] == 5
+
+
+def kill_and_resume(base: Path, name: str, kills: list[int]) -> dict:
+    folder = base / name
+    process = start(base, "book.txt", "--out", name, *OPTIONS)
+    for step in kills:
+        end_at(process, folder, step, process.kill)
+        assert process.returncode == -signal.SIGKILL
+        process = start(base, "--resume", "--out", name, "--json")
+    return complete(process)
+
+
+def check_same(report: dict, folder: Path, whole: tuple[dict, dict[str, bytes]]) -> None:
+    assert weights(folder) == whole[1]
+    assert report["val"] == whole[0]["val"] and report["config"] == whole[0]["config"]
+    steps, expected = (
+        [
+            line["nats_per_token"]
+            for line in map(json.loads, (path / "log.jsonl").read_text().splitlines())
+            if line["event"] == "step"
+        ]
+        for path in (folder, folder.parent / "whole")
+    )
+    assert steps == expected and len(steps) == STEPS
+    leftovers = [path.name for path in folder.rglob("*") if ".tmp-" in path.name]
+    assert not [name for name in leftovers if name.startswith("step-")]
+
+
+def test_killed_twice(base, whole):
+    kills = sorted(random.Random(11).sample(range(8, STEPS - 12), 2))
+    check_same(kill_and_resume(base, "killed", kills), base / "killed", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_six_times(base, whole, seed):
+    kills = sorted(random.Random(seed).sample(range(1, STEPS - 10), 6))
+    check_same(kill_and_resume(base, f"killed-{seed}", kills), base / f"killed-{seed}", whole)
+
+
+def test_signals_save_and_tell_how_to_go_on(base):
+    name = "signalled"
+    process = start(base, "book.txt", "--out", name, *OPTIONS)
+    for number, code, step in ((signal.SIGTERM, 143, 13), (signal.SIGINT, 130, 44)):
+        out, err = end_at(process, base / name, step, functools.partial(process.send_signal, number))
+        assert process.returncode == code and out == ""
+        assert f"textlstm train --resume --out {name}" in err and "everything is saved" in err and "error" not in err
+        assert read_model(base / name / "model.safetensors").config.hidden_size == 16
+        done = load_newest(base / name / "checkpoints")
+        assert done is not None and step <= done.step == steps_logged(base / name)  # not a step is lost
+        if code == 143:
+            process = start(base, "--resume", "--out", name, "--json")

@@ -1,0 +1,515 @@
+"""Whole runs in process: the run folder, the numbers in it, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from textlstm.config import TrainConfig
+from textlstm.errors import ConfigError, CorpusError, Interrupted, RunError, UsageError
+from textlstm.model import Model
+from textlstm.model_file import read_model
+from textlstm.run import Request, Result, train
+from textlstm.view import View
+
+TAUGHT = "the river ran under an old stone bridge and nobody knew who had built it or why they never came back"
+TINY = {
+    "tokenizer": "byte", "embed_size": 12, "hidden_size": 16, "num_layers": 2, "batch_size": 4, "seq_len": 24,
+    "lr": 1e-2, "eval_every": 10,
+}  # fmt: skip
+STEPS = 24
+
+
+def make_text(size: int, seed: int = 1) -> str:
+    rng = random.Random(seed)
+    lines = []
+    while sum(map(len, lines)) < size:
+        lines.append(" ".join(rng.choices(TAUGHT.split(), k=rng.randint(3, 12))) + ".\n")
+    return "".join(lines)[:size]
+
+
+TEXT = make_text(20_000)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def book(tmp_path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def request(book: Path, out: Path, steps: int | None = STEPS, **rest) -> Request:
+    settings = TINY | rest.pop("settings", {})
+    return Request([str(book)], out, steps=steps, settings=settings, **rest)
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (read_model(path / "model.safetensors").weights for path in (one, other))
+    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+class Watch(View):
+    """Records what a run tells, and raises a signal after some steps."""
+
+    def __init__(self, signal_at: tuple[int, ...] = (), number: int = signal.SIGINT) -> None:
+        self.notices: list[str] = []
+        self.steps: list[int] = []
+        self.facts = None
+        self.samples: list[tuple[int, str]] = []
+        self._signal_at, self._number = signal_at, number
+
+    def notice(self, line: str) -> None:
+        self.notices.append(line)
+
+    def begin(self, facts, step: int) -> None:
+        self.facts = facts
+
+    def step(self, step: int, nats: float, lr: float, epoch: int, tokens: int, seconds: float) -> None:
+        self.steps.append(step)
+        if step in self._signal_at:
+            signal.raise_signal(self._number)
+
+    def sample(self, step: int, text: str) -> None:
+        self.samples.append((step, text))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path, Result, Watch]:
+    """One complete run that several tests look at and none changes."""
+    base = tmp_path_factory.mktemp("finished")
+    book = base / "book.txt"
+    book.write_text(TEXT, encoding="utf-8")
+    view = Watch()
+    result = train(request(book, base / "run", command="textlstm train book.txt"), view)
+    return book, base / "run", result, view
+
+
+# --- the run folder --------------------------------------------------------------------------------------------------
+
+
+def test_run_folder(finished):
+    _, folder, _, view = finished
+    assert {path.name for path in folder.iterdir()} == {
+        "model.safetensors", "config.json", "log.jsonl", "samples.md", "loss.svg", "checkpoints",
+    }  # fmt: skip
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-20", "step-24"}
+    assert view.steps == list(range(1, STEPS + 1))
+    root = ET.parse(folder / "loss.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and "nan," not in (folder / "loss.svg").read_text()
+
+
+def test_log(finished):
+    _, folder, result, _ = finished
+    log = log_of(folder)
+    steps = [line for line in log if line["event"] == "step"]
+    looks = [line for line in log if line["event"] == "look"]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert all(line["nats_per_char"] == pytest.approx(line["nats_per_token"] * 17_101 / 17_100) for line in steps)
+    assert steps[-1]["nats_per_token"] < steps[0]["nats_per_token"] < math.log(257) + 0.2
+    assert [line["step"] for line in looks] == [10, 20, 24]
+    dev = [line["dev"]["nats"] for line in looks]
+    assert [line["best"] for line in looks] == [cost == min(dev[: k + 1]) for k, cost in enumerate(dev)]
+    assert log[-1]["event"] == "end" and log[-1]["result"]["val"] == result.val
+
+
+def test_samples(finished):
+    _, folder, _, view = finished
+    text = (folder / "samples.md").read_bytes().decode("utf-8", errors="surrogateescape")
+    assert [line for line in text.split("\n") if line.startswith("## ")] == ["## step 10", "## step 20", "## step 24"]
+    assert [step for step, _ in view.samples] == [10, 20, 24]
+    for _, sample in view.samples:
+        assert "".join(f"    {line}\n" for line in sample.split("\n")) in text
+
+
+def test_result_and_config(finished):
+    book, folder, result, view = finished
+    stored = json.loads((folder / "config.json").read_text())
+    assert result.config == stored and result.model == folder / "model.safetensors"
+    assert result.steps == STEPS and result.seconds > 0 and result.seconds_to_loss is None
+    assert stored["sources"] == [str(book)] and stored["version"] == 1 and stored["init_from"] is None
+    assert stored["train"]["steps"] == STEPS and stored["train"]["lr"] == 1e-2 and stored["train"]["beta2"] == 0.99
+    assert stored["model"]["vocab_size"] == 257 and stored["model"]["hidden_size"] == 16
+    assert result.train_chars == int(18_000 * 0.95)
+    counts = np.bincount(np.frombuffer(TEXT[: result.train_chars].encode(), np.uint8))
+    counts = np.append(counts[counts > 0], 1)  # the boundary at the beginning
+    shares = counts / counts.sum()
+    assert view.facts.unigram == pytest.approx(-(shares * np.log(shares)).sum())
+    assert view.facts.uniform == pytest.approx(math.log(257)) and view.facts.steps == STEPS
+    assert result.params == sum(w.size for w in read_model(result.model).weights.values())
+    assert json.loads(json.dumps(result.to_dict()))["model"] == str(result.model)
+
+
+def test_val_is_an_independent_score_of_the_end_of_the_text(finished):
+    _, folder, result, _ = finished
+    held_out, before = TEXT[18_000:], TEXT[18_000 - 512 : 18_000]
+    assert result.val["chars"] == result.val["bytes"] == result.val["tokens"] == 2_000
+    for engine in ("torch", "onnx"):
+        score = Model.load(folder, engine).score(held_out, context=before)
+        assert score.nats == pytest.approx(result.val["nats"], rel=1e-5)
+        assert score.nats_per_char == pytest.approx(result.val["nats_per_char"], rel=1e-5)
+    assert Model.load(folder).score(held_out).nats != pytest.approx(result.val["nats"], rel=1e-7)  # the context counts
+    assert result.val["bits_per_byte"] == pytest.approx(result.val["nats"] / 2_000 / math.log(2))
+    assert result.val["protocol"] == "stream"
+
+
+def test_card(finished):
+    _, folder, result, _ = finished
+    card = read_model(folder / "model.safetensors").card
+    assert card["split"] == {"train_chars": 17_100, "dev_chars": 900, "val_chars": 2_000}
+    assert card["scores"]["val"] == result.val
+    looks = {line["step"]: line["dev"] for line in log_of(folder) if line["event"] == "look"}
+    assert card["scores"]["dev"] == looks[card["step"]]
+    assert card["scores"]["dev"]["nats"] == min(dev["nats"] for dev in looks.values())
+    assert card["corpus"]["name"] == "book.txt" and card["corpus"]["licence"] == "unknown"
+    assert card["corpus"]["source"] == "the user's own text" and card["corpus"]["canonical"] is False
+    assert card["corpus"]["sha256"] == result.config["fingerprint"]
+    assert card["train"] == TrainConfig.from_dict(result.config["train"]).to_dict()
+    assert card["command"] == "textlstm train book.txt" and card["chosen_by"].startswith("lowest loss")
+    assert 0 < card["seconds"] <= result.seconds
+
+
+def test_finished_model_writes(finished):
+    _, folder, _, _ = finished
+    model = Model.load(folder)
+    text = model.generate("the ", max_chars=40, seed=3)
+    assert text == model.generate("the ", max_chars=40, seed=3) and len(text) == 40
+
+
+# --- stopping and going on -------------------------------------------------------------------------------------------
+
+
+def test_resume_of_a_complete_run_returns_its_result(finished):
+    book, folder, result, _ = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    view = Watch()
+    again = train(Request([], folder, resume=True), view)
+    assert again == result and view.steps == [] and "complete" in view.notices[0]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert train(request(book, folder, resume=True)) == result
+
+
+@pytest.mark.parametrize("stops", [(1,), (10,), (7, 8, 17), (24,)], ids=str)
+def test_interrupted_and_resumed_run_is_the_same_run(finished, tmp_path, stops):
+    book, whole, result, _ = finished
+    folder = tmp_path / "run"
+    for number, stop in enumerate(stops):
+        if stop == STEPS:  # a signal at the very end comes too late to stop anything
+            train(request(book, folder), Watch((stop,)))
+            break
+        with pytest.raises(Interrupted, match=f"stopped at step {stop} of {STEPS}.*--resume --out") as caught:
+            train(request(book, folder, resume=number > 0), Watch((stop,)))
+        assert caught.value.exit_code == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert read_model(folder / "model.safetensors").config.hidden_size == 16
+    view = Watch()
+    resumed = train(Request([], folder, resume=True), view)
+    assert view.steps == list(range(stops[-1] + 1, STEPS + 1))
+    assert same_weights(folder, whole)
+    assert resumed.val == result.val and resumed.config == result.config and resumed.steps == STEPS
+    ours, theirs = (
+        [(line["step"], line.get("nats_per_token"), line.get("dev")) for line in log_of(path)[:-1]]
+        for path in (folder, whole)
+    )
+    assert ours == theirs
+    assert (folder / "samples.md").read_bytes() == (whole / "samples.md").read_bytes()
+
+
+def test_sigterm_has_its_own_exit_code(book, tmp_path):
+    with pytest.raises(Interrupted) as caught:
+        train(request(book, tmp_path / "run"), Watch((3,), signal.SIGTERM))
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_signal_acts_at_once(book, tmp_path):
+    class Impatient(Watch):
+        def step(self, step: int, *rest) -> None:
+            if step == 4:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(request(book, tmp_path / "run"), Impatient())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_resume_before_anything_was_logged(book, tmp_path):
+    # A run of 5,000 steps logs every fifth; it can be stopped before that.
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(request(book, folder, 5000), Watch((2,)))
+    view = Watch((4,))
+    with pytest.raises(Interrupted, match="stopped at step 4"):
+        train(Request([], folder, resume=True), view)
+    assert view.steps == [3, 4]
+
+
+def test_resume_without_a_checkpoint_begins_afresh(finished, tmp_path):
+    _, whole, result, _ = finished
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(result.config))
+    view = Watch()
+    train(Request([], folder, resume=True), view)
+    assert same_weights(folder, whole) and any("no whole checkpoint" in line for line in view.notices)
+
+
+def test_damaged_checkpoint_costs_only_the_way_back(finished, book, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(request(book, folder, settings={"checkpoint_every": 5}), Watch((12,)))
+    path = folder / "checkpoints" / "step-12" / "tensors.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    view = Watch()
+    train(Request([], folder, resume=True), view)
+    assert view.steps[0] == 11 and any("step-12 is damaged" in line for line in view.notices)
+    assert same_weights(folder, finished[1])
+
+
+@pytest.fixture
+def stopped(book, tmp_path) -> Path:
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(request(book, folder), Watch((5,)))
+    return folder
+
+
+def test_resume_with_changed_text_is_refused(book, stopped):
+    book.write_text(TEXT.replace("river", "brook", 1), encoding="utf-8")
+    with pytest.raises(RunError, match="the text has changed"):
+        train(Request([], stopped, resume=True))
+
+
+def test_resume_with_changed_settings_is_refused(book, stopped):
+    for changed in ({"lr": 2e-2}, {"hidden_size": 32}, {"val_fraction": 0.2}, {"seed": 1}):
+        with pytest.raises(RunError, match=f"other settings.*{next(iter(changed))}"):
+            train(request(book, stopped, resume=True, settings=changed))
+    with pytest.raises(RunError, match="steps: 24 there, 30 asked"):
+        train(request(book, stopped, 30, resume=True))
+
+
+def test_resume_with_another_source_is_refused(book, stopped, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT, encoding="utf-8")
+    with pytest.raises(RunError, match="was begun with"):
+        train(request(other, stopped, resume=True))
+
+
+def test_resume_with_a_broken_config_is_refused(stopped):
+    for content in ("{", "[]", '{"version": 2}', '{"version": 1}'):
+        (stopped / "config.json").write_text(content)
+        with pytest.raises(RunError, match=r"config\.json"):
+            train(Request([], stopped, resume=True))
+
+
+# --- requests that cannot be meant -----------------------------------------------------------------------------------
+
+
+def test_out_must_be_new(book, tmp_path):
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        train(request(book, folder))
+    assert [path.name for path in folder.iterdir()] == ["precious.txt"]
+    with pytest.raises(UsageError, match="is a file"):
+        train(request(book, folder / "precious.txt"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "told"),
+    [
+        ({"minutes": 1.0}, UsageError, "one length"), ({"steps": None, "epochs": -1.0}, UsageError, "epochs"),
+        ({"steps": None, "minutes": 0.0}, UsageError, "minutes"), ({"preset": "orignal"}, UsageError, "orignal"),
+        ({"settings": {"hiden_size": 3}}, ConfigError, "hidden_size"), ({"steps": 0}, ConfigError, "steps"),
+        ({"settings": {"tokenizer": "nope"}}, UsageError, "nope"), ({"init_from": "nowhere"}, UsageError, "nowhere"),
+        ({"settings": {"lr": -1.0}}, ConfigError, "lr"), ({"settings": {"val_fraction": 1.5}}, ConfigError, "val"),
+    ],
+)  # fmt: skip
+def test_bad_requests_leave_no_folder(book, tmp_path, changes, error, told):
+    with pytest.raises(error, match=told):
+        train(request(book, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_needs_a_folder_and_a_run_needs_text(tmp_path):
+    with pytest.raises(UsageError, match="--resume needs --out"):
+        train(Request([], resume=True))
+    with pytest.raises(UsageError, match="name a text"):
+        train(Request([], steps=3))
+    tiny = tmp_path / "tiny.txt"
+    tiny.write_text("too short")
+    with pytest.raises(CorpusError, match="too few"):
+        train(request(tiny, tmp_path / "run"))
+
+
+def test_run_folders_are_numbered(book, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [train(Request(["book.txt"], steps=1, settings=TINY)).model.parent.as_posix() for _ in range(2)]
+    assert names == ["runs/book-1", "runs/book-2"]
+
+
+# --- kinds of runs ---------------------------------------------------------------------------------------------------
+
+
+def test_init_from_goes_on_from_a_model(finished, tmp_path):
+    base = finished[1]
+    other = tmp_path / "sequel.txt"
+    other.write_text(make_text(6_000, seed=9), encoding="utf-8")
+    settings = {"batch_size": 4, "seq_len": 24, "lr": 1e-3}
+    result = train(Request([str(other)], tmp_path / "run", steps=5, settings=settings, init_from=str(base)))
+    old, new = (read_model(folder / "model.safetensors") for folder in (base, tmp_path / "run"))
+    assert new.config.hidden_size == 16 and new.tokenizer.fingerprint == old.tokenizer.fingerprint
+    first, began = log_of(tmp_path / "run")[0], log_of(base)[0]
+    assert first["nats_per_token"] < began["nats_per_token"] - 0.5
+    assert np.abs(new.weights["lstm.0.weight_hh"] - old.weights["lstm.0.weight_hh"]).max() < 0.01
+    assert result.config["init_from"] == str(base)
+
+
+@pytest.mark.parametrize("settings", [{"hidden_size": 32}, {"tokenizer": "char"}, {"vocab_size": 300}])
+def test_init_from_keeps_the_shape(finished, book, tmp_path, settings):
+    with pytest.raises(UsageError, match="keeps the vocabulary and shape"):
+        train(Request([str(book)], tmp_path / "run", steps=2, settings=settings, init_from=str(finished[1])))
+
+
+def test_init_from_interrupted_and_resumed(finished, book, tmp_path):
+    settings = {"batch_size": 4, "seq_len": 24, "hidden_size": 16}
+
+    def ask(name: str) -> Request:
+        return Request([str(book)], tmp_path / name, steps=8, settings=settings, init_from=str(finished[1]))
+
+    train(ask("whole"))
+    with pytest.raises(Interrupted):
+        train(ask("stopped"), Watch((3,)))
+    train(Request([], tmp_path / "stopped", resume=True))
+    assert same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_epochs(book, tmp_path):
+    result = train(request(book, tmp_path / "run", None, epochs=0.2))
+    assert result.steps == math.ceil(0.2 * 17_100 / (4 * 24))
+    assert {line["epoch"] for line in log_of(tmp_path / "run") if line["event"] == "step"} == {1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"tokenizer": "char"}, "char"), ({"tokenizer": "char-plain"}, "char"), ({"tokenizer": "byte"}, "byte"),
+        ({"tokenizer": "gpt2-pruned"}, "gpt2"), ({"tokenizer": "bpe", "vocab_size": 300}, "bpe"),
+    ],
+)  # fmt: skip
+def test_tokenizers(book, tmp_path, settings, kind):
+    result = train(request(book, tmp_path / "run", 3, settings=settings))
+    file = read_model(result.model)
+    assert file.config.vocab_size == file.tokenizer.vocab_size + 1
+    ids = file.tokenizer.encode(TEXT)
+    assert file.tokenizer.decode(ids) == TEXT and (len(ids) < len(TEXT) / 1.5) == (kind in ("gpt2", "bpe"))
+    assert result.val["chars"] == 2_000 and result.val["tokens"] <= 2_000
+    assert 0 < result.val["nats_per_char"] < math.log(file.config.vocab_size) + 0.3
+
+
+def test_same_seed_same_model_other_seed_another(finished, tmp_path):
+    book, whole, _, _ = finished
+    train(request(book, tmp_path / "same"))
+    train(request(book, tmp_path / "other", settings={"seed": 1}))
+    assert same_weights(tmp_path / "same", whole) and not same_weights(tmp_path / "other", whole)
+
+
+def test_preset_of_the_original(book, tmp_path):
+    result = train(
+        Request([str(book)], tmp_path / "run", steps=2, preset="original-char", settings={"val_chars": 200})
+    )
+    config, file = result.config, read_model(result.model)
+    assert (config["model"]["embed_size"], config["model"]["hidden_size"]) == (192, 512)
+    assert config["train"]["lr"] == 3e-4 and config["train"]["clip"] is None and config["train"]["ema"] == 0
+    assert file.config.vocab_size == len(set(TEXT[: result.train_chars])) and file.config.boundary_id is None
+    assert log_of(tmp_path / "run")[0]["lr"] == pytest.approx(3e-4)
+
+
+def test_presets_give_way_to_settings(book, tmp_path):
+    settings = {"hidden_size": 8, "embed_size": 8, "tokenizer": "byte"}
+    result = train(Request([str(book)], tmp_path / "run", steps=1, preset="original", settings=settings))
+    assert result.config["model"]["hidden_size"] == 8 and result.config["model"]["logit_scale"] == 0.1
+    assert result.config["train"]["tokenizer"] == "byte"
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokenizer": "bpe", "vocab_size": 260}, {"tokenizer": "char"}])
+def test_tiny_texts(tmp_path, settings):
+    path = tmp_path / "tiny.txt"
+    path.write_text(TEXT[:120])
+    view = Watch()
+    result = train(request(path, tmp_path / "run", 6, settings=settings), view)
+    assert result.val["chars"] == 12 and result.train_chars == 102
+    assert math.isfinite(result.val["nats"])
+
+
+def test_without_development_text_the_last_weights_stay(book, tmp_path):
+    result = train(request(book, tmp_path / "run", settings={"dev_fraction": 0.0}))
+    card = read_model(result.model).card
+    assert result.train_chars == 18_000 and card["step"] == STEPS and card["chosen_by"] == "end of the run"
+    assert [line["best"] for line in log_of(tmp_path / "run") if line["event"] == "look"] == [False, False, True]
+
+
+def test_interrupted_without_development_text(book, tmp_path):
+    settings = {"dev_fraction": 0.0}
+    train(request(book, tmp_path / "whole", settings=settings))
+    with pytest.raises(Interrupted):
+        train(request(book, tmp_path / "run", settings=settings), Watch((13,)))
+    assert read_model(tmp_path / "run" / "model.safetensors").card["step"] == 13
+    train(Request([], tmp_path / "run", resume=True))
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_nothing_held_out(book, tmp_path):
+    result = train(request(book, tmp_path / "run", settings={"val_fraction": 0.0}))
+    assert result.val is None and result.train_chars == 19_000
+    assert "val" not in read_model(result.model).card["scores"]
+
+
+def test_held_out_by_number_and_by_file(book, tmp_path):
+    counted = train(request(book, tmp_path / "counted", 3, settings={"val_chars": 777}))
+    assert counted.val["chars"] == 777 and counted.train_chars == int((20_000 - 777) * 0.95)
+    other = tmp_path / "other.txt"
+    other.write_text(make_text(1_500, seed=4), encoding="utf-8")
+    result = train(request(book, tmp_path / "filed", 3, settings={"val": str(other)}))
+    score = Model.load(result.model, "torch").score(other.read_text(encoding="utf-8"))
+    assert result.val["chars"] == 1_500 and score.nats == pytest.approx(result.val["nats"], rel=1e-6)
+
+
+def test_time_to_loss(book, tmp_path):
+    reached = train(request(book, tmp_path / "easy", time_to_loss=100.0))
+    assert reached.steps == 10 and reached.seconds_to_loss > 0 and reached.val["nats_per_char"] <= 100
+    missed = train(request(book, tmp_path / "hard", time_to_loss=0.001))
+    assert missed.steps == STEPS and missed.seconds_to_loss is None
+
+
+def test_minutes_plan_a_run(book, tmp_path):
+    settings = {"hidden_size": 16, "embed_size": 8, "vocab_size": 300, "batch_size": 4, "seq_len": 16}
+    result = train(Request([str(book)], tmp_path / "run", minutes=0.05, settings=settings))
+    config = result.config
+    assert (
+        config["model"]["hidden_size"] == 16
+        and config["train"]["batch_size"] == 4
+        and config["train"]["seq_len"] == 16
+    )
+    assert len(config["reasons"]) == 4 and "2 x 16 LSTM" in config["reasons"][1]
+    assert config["train"]["lr"] == pytest.approx(5e-3 * math.sqrt(320 / 16), abs=1e-5)
+    assert result.seconds < 3 * 4
