@@ -407,3 +407,24 @@ def test_options_reach_the_request(run, monkeypatch, tmp_path):
     assert request.settings == {"hidden_size": 9, "tie_embeddings": False, "val_chars": 5, "lr": 0.1, "seed": 3}
     assert request.init_from == "m" and request.resume and request.time_to_loss == 1.5 and request.minutes is None
     assert request.command.startswith("textlstm train a.txt b.txt --steps 7")
+
+
+def test_every_text_is_shown_even_when_the_first_ends_last_and_on_nothing(model, run):
+    stops = ["--stop", "a", "--max-tokens", "40"]
+    for seed in range(6):
+        arguments = ["generate", model, "--n", "3", "--seed", seed, *stops]
+        texts = run(*arguments, "--json").json["texts"]
+        shown = run(*arguments).out
+        assert [f"--- {k} of 3 ---" in shown for k in (1, 2, 3)] == [True] * 3
+        parts = shown.split("of 3 ---\n")[1:]
+        assert [part.startswith(text) for part, text in zip(parts, texts, strict=True)] == [True] * 3
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path, run):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "log.jsonl").write_text("mine")
+    (tmp_path / "text.txt").write_text("some text " * 100)
+    done = run("train", "text.txt", "--resume", "--out", "mine")
+    assert done.code == 2 and "not a run folder" in done.err
+    assert (mine / "log.jsonl").read_text() == "mine"

@@ -459,3 +459,12 @@ def test_manifest_has_sizes_and_hashes(tmp_path):
         name: entry["size"] for name, entry in manifest.items()
     }
     assert set(manifest) == {"tensors.safetensors", "state.json"}
+
+
+def test_a_checkpoint_just_written_stays_beside_damaged_later_ones(tmp_path):
+    for step in (1000, 2000):
+        (tmp_path / f"step-{step}").mkdir()
+    tensors = {"a": np.arange(3.0, dtype=np.float32)}
+    save_checkpoint(tmp_path, Checkpoint(50, tensors, {}))
+    newest = load_newest(tmp_path)
+    assert newest is not None and newest.step == 50

@@ -6,6 +6,7 @@ Results go to standard output, progress to standard error. `--json` prints one J
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -203,7 +204,14 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
 @click.option("--seed", type=int, help="Seed of the text; the same seed gives the same text.  [default: a new one]")
 @click.option("--n", type=click.IntRange(min=1), default=1, help="Write this many texts.")
 @click.option("--no-echo", is_flag=True, help="Do not repeat the prompt.")
-@click.option("--typewriter", type=float, is_flag=False, flag_value=40.0, default=0.0, help="Characters per second.")
+@click.option(
+    "--typewriter",
+    type=click.FloatRange(min=0),
+    is_flag=False,
+    flag_value=40.0,
+    default=0.0,
+    help="Characters per second.",
+)
 @click.option(
     "--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True, help="What computes."
 )
@@ -220,12 +228,13 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     """
     from textlstm.generation import Limits
     from textlstm.model import Model
+    from textlstm.tokenizer import bytes_to_text
 
     sampling = SamplingConfig.from_dict(given(SamplingConfig, values))
     stops = tuple(stop.replace("\\n", "\n") for stop in values["stop"])
     limits = Limits(values["max_tokens"], values["max_chars"], stops, values["stop_at_end"])
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = bytes_to_text(sys.stdin.buffer.read())
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
     if seed < 0:
         raise click.BadParameter("must be 0 or more", param_hint="--seed")
@@ -237,8 +246,8 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     shown = 0
     if not as_json:
         _heading(0, len(writers), prompt, values["no_echo"])
-    for number, text in pieces:
-        first = time.perf_counter() - started if first is None else first
+    for number, text in itertools.chain(pieces, [(-1, "")]):  # once more at the end: a last piece may be empty
+        first = time.perf_counter() - started if first is None and text else first
         if number == shown and not as_json:
             _type_out([text], values["typewriter"])
         while not as_json and shown + 1 < len(writers) and writers[shown].reason is not None:
@@ -436,6 +445,11 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder without permission: the system's words, and where
+        click.echo(
+            f"{click.style('error: ', fg='red', bold=True)}{error.filename or 'writing'}: {error.strerror}", err=True
+        )
+        sys.exit(1)
     except TextLSTMError as error:
         label = "" if error.exit_code > 128 else click.style("error: ", fg="red", bold=True)
         click.echo(f"{label}{error}", err=True)

@@ -20,7 +20,7 @@ from textlstm.errors import ConfigError
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:
-    """A dataclass field with its help text (`extra` holds `choices` or `flag`)."""
+    """A dataclass field with its help text (`extra` holds `choices`)."""
     return dataclasses.field(default=default, metadata={"help": help, **extra})
 
 
@@ -208,7 +208,7 @@ class TrainConfig(Config):
     seed: int = option(0, "seed of initialisation, dropout and order of the text")
     eval_every: int | None = option(None, "steps between looks at the development part; default: 20 looks a run")
     sample_every: int | None = option(None, "steps between samples; default: with every look")
-    checkpoint_every: int | None = option(None, "steps between checkpoints; default: with every look")
+    checkpoint_every: int | None = option(None, "steps between checkpoints; default: with every second look")
     patience: int = option(8, "stop after this many looks without a new best; 0 never stops early")
 
     def __post_init__(self) -> None:

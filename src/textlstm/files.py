@@ -1,4 +1,4 @@
-"""Files that are whole or absent: every file that textlstm writes goes through here."""
+"""Files that are whole or absent: everything that textlstm writes at once goes through here; logs are appended to."""
 
 from __future__ import annotations
 

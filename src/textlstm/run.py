@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -189,7 +190,7 @@ def train(request: Request, view: View | None = None) -> Result:
         return done
     if resumed:
         setup, corpus, tokenizer, checkpoint = _resume(folder, request, view)
-        initial = _initial(setup.init_from)
+        initial = _initial(setup.init_from) if checkpoint is None else None
     else:
         checkpoint = None
         initial = _initial(request.init_from)
@@ -208,8 +209,13 @@ def _run_folder(request: Request) -> Path:
             raise UsageError(f"{request.out} is a file; --out names a folder")
         if request.out.is_dir() and any(request.out.iterdir()) and not request.resume:
             raise UsageError(f"{request.out} is not empty; add --resume to go on with it, or name another --out")
-        return request.out
-    if request.resume:
+        # A temporary file that a kill left behind begins with a dot; it is no run, and no obstacle to one.
+        begun = request.out.is_dir() and any(not path.name.startswith(".") for path in request.out.iterdir())
+        if begun and not (request.out / "config.json").exists():
+            raise UsageError(f"{request.out} is not a run folder: it has no config.json; name another --out")
+        if request.sources or begun:
+            return request.out
+    elif request.resume:
         raise UsageError("--resume needs --out RUN, the run folder to go on with")
     if not request.sources:
         raise UsageError("name a text to learn from: a file, a folder, '-', or a corpus such as tiny-shakespeare")
@@ -266,6 +272,8 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
     if initial is not None:
         for_model = _shape_of(initial, for_model, for_train)
     corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
+    if request.time_to_loss is not None and not corpus.val.num_chars:
+        raise UsageError("--time-to-loss needs a held-out text; leave out --val-fraction 0")
     view.notice(
         f"text: {corpus.train.num_chars + corpus.dev.num_chars:,} characters, held out {corpus.val.num_chars:,}"
     )
@@ -334,7 +342,7 @@ def _steps_for(
         f"{steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {epochs:.1f} epochs: {rate:,.0f} tokens/s "
         "measured",
         f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
-        f"{model.weight_dropout:g}: for that many epochs",
+        f"{model.weight_dropout:g}",
     ]
     return steps, reasons
 
@@ -344,8 +352,8 @@ def _resume(folder: Path, request: Request, view: View) -> tuple[Setup, Corpus, 
     setup = Setup.read(folder / "config.json")
     stored = setup.corpus.to_dict() | setup.model.to_dict() | setup.train.to_dict()
     asked = dict(request.settings) | ({"steps": request.steps} if request.steps is not None else {})
-    if setup.model.vocab_size <= asked.get("vocab_size", 0):
-        asked.pop("vocab_size")  # a short text has fewer pairs than were asked for
+    if setup.train.tokenizer != "bpe" or setup.model.vocab_size <= asked.get("vocab_size", 0):
+        asked.pop("vocab_size", None)  # a short text has fewer pairs than were asked for
     different = [f"{k}: {stored.get(k)!r} there, {v!r} asked" for k, v in asked.items() if stored.get(k) != v]
     if different:
         raise RunError(
@@ -372,7 +380,7 @@ def _finished_result(folder: Path) -> Result | None:
         last = json.loads((folder / "log.jsonl").read_bytes().splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return None
-    if not isinstance(last, dict) or last.get("event") != "end":
+    if not isinstance(last, dict) or last.get("event") != "end" or not (folder / MODEL_FILE).exists():
         return None
     return Result(folder / MODEL_FILE, json.loads((folder / "config.json").read_bytes()), **last["result"])
 
@@ -393,7 +401,6 @@ class Run:
         self.dev_curve: list[tuple[int, float]] = []
         self.best_step: int | None = None
         self._signal: int | None = None
-        self._logged = 0.0
 
     @property
     def seconds(self) -> float:
@@ -411,6 +418,7 @@ class Run:
         if checkpoint is None:
             for name in ("log.jsonl", "samples.md", MODEL_FILE):
                 (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)  # damaged ones, or none
         else:
             trainer.restore(checkpoint)
             self._rewind(checkpoint)
@@ -540,7 +548,7 @@ class Run:
         if self._held_out(network, "stream").nats_per_char > wanted:
             return False
         self.seconds_to_loss = process_seconds()
-        self._write_model(network, None, {})
+        self._write_model(network, None, {}, f"first look at which the held-out text cost {wanted} nats per character")
         return True
 
     def _held_out(self, predictor: metrics.Predictor, protocol: str) -> metrics.Score:
@@ -574,14 +582,20 @@ class Run:
         if not _size(self.folder / "log.jsonl"):  # a long run logs only every so many steps
             return
         for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError:  # torn by a power cut; the checkpoint is whole
+                continue
             if record["event"] == "step":
                 self.train_curve.append((record["step"], record["nats_per_char"]))
             elif record.get("dev"):
                 self.dev_curve.append((record["step"], record["dev"]["nats_per_char"]))
 
-    def _write_model(self, network: RecurrentLM, step: int | None, scores: Mapping[str, Any]) -> None:
+    def _write_model(
+        self, network: RecurrentLM, step: int | None, scores: Mapping[str, Any], chosen_by: str | None = None
+    ) -> None:
         card = self._card(step, scores)
+        card["chosen_by"] = card["chosen_by"] if chosen_by is None else chosen_by
         write_model(self.folder / MODEL_FILE, self.setup.model, self.tokenizer, weights_of(network), card)
 
     def _card(self, step: int | None, scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -613,7 +627,7 @@ class Run:
 
     def _interrupted(self, trainer: Trainer) -> None:
         assert self._signal is not None
-        if not (self.folder / MODEL_FILE).exists():
+        if trainer.dev is None or not (self.folder / MODEL_FILE).exists():
             self._write_model(trainer.averaged, trainer.step, {})
         raise Interrupted(
             f"stopped at step {trainer.step} of {self.setup.train.steps}; everything is saved. Go on with: "

@@ -90,7 +90,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a run does besides training. Each is called between steps, and none can change the result.
+    """What a run does besides training. Each is called between steps, and none changes what a step computes.
 
     Attributes:
         on_step: after each step.

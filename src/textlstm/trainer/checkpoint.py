@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textlstm.errors import RunError
 from textlstm.files import sync_folder, write_atomically
 
 KEEP = 2
@@ -69,7 +68,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(final)
     os.replace(temporary, final)
     sync_folder(folder)
-    for old in _step_folders(folder)[KEEP:]:
+    for old in [path for path in _step_folders(folder) if path != final][KEEP - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -105,6 +104,6 @@ def _load(path: Path) -> Checkpoint:
     try:
         tensors = load(data["tensors.safetensors"])
     except SafetensorError as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+        raise ValueError(str(error)) from error
     values = json.loads(data["state.json"])
     return Checkpoint(values.pop("step"), tensors, values)
