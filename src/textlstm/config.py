@@ -206,7 +206,9 @@ class TrainConfig(Config):
     temporal_penalty: float = option(0.0, "weight of the squared change of these outputs in time (TAR)")
     label_smoothing: float = option(0.0, "share of the target spread evenly over the vocabulary")
     seed: int = option(0, "seed of initialisation, dropout and order of the text")
-    eval_every: int | None = option(None, "steps between looks at the development part; default: 20 looks a run")
+    eval_every: int | None = option(
+        None, "steps between looks at the development part; default: 20 looks a run, 25 steps apart at least"
+    )
     sample_every: int | None = option(None, "steps between samples; default: with every look")
     checkpoint_every: int | None = option(None, "steps between checkpoints; default: with every second look")
     patience: int = option(8, "stop after this many looks without a new best; 0 never stops early")

@@ -29,6 +29,7 @@ from textlstm.trainer.checkpoint import Checkpoint
 Weights = dict[str, NDArray[np.float32]]
 
 _LOOKS = 20  # looks at the development part per run, unless told otherwise
+_STEPS_PER_LOOK = 25  # at least: a look, a sample and a file cost as much as some steps
 _MAX_SKIPPED = 10  # steps in a row without finite numbers before the run is given up
 _DEV_LANES = 16
 
@@ -177,7 +178,8 @@ class Trainer:
     @property
     def look_every(self) -> int:
         """Steps between looks at the development part."""
-        return max(1, self.config.steps // _LOOKS) if self.config.eval_every is None else self.config.eval_every
+        steps, every = self.config.steps, self.config.eval_every
+        return max(steps // _LOOKS, min(steps, _STEPS_PER_LOOK)) if every is None else every
 
     @property
     def checkpoint_every(self) -> int:
