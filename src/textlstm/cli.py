@@ -47,7 +47,7 @@ def options_of(config: type[Config], skip: Sequence[str] = ()) -> Callable[[Comm
             flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
             default = "" if field.default is None else f"  [default: {field.default}]"
             text = field.metadata["help"]
-            text = f"{text[0].upper()}{text[1:]}.{default}"
+            text = f"{text}.{default}" if text.startswith("bpe") else f"{text[0].upper()}{text[1:]}.{default}"
             if hint is bool:
                 flag = f"{flag}/--no-{flag[2:]}"
                 command = click.option(flag, default=None, help=text)(command)
@@ -203,7 +203,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
 @click.option("--stop-at-end", is_flag=True, help="End where the model ends the document.")
 @click.option("--seed", type=int, help="Seed of the text; the same seed gives the same text.  [default: a new one]")
 @click.option("--n", type=click.IntRange(min=1), default=1, help="Write this many texts.")
-@click.option("--no-echo", is_flag=True, help="Do not repeat the prompt.")
+@click.option("--no-echo", is_flag=True, help="Do not repeat the prompt; --json never does.")
 @click.option(
     "--typewriter",
     type=click.FloatRange(min=0),

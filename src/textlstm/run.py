@@ -215,6 +215,8 @@ def _run_folder(request: Request) -> Path:
             raise UsageError(f"{request.out} is not a run folder: it has no config.json; name another --out")
         if request.sources or begun:
             return request.out
+        if request.resume:
+            raise UsageError(f"there is no run in {request.out}; name its text to begin one there")
     elif request.resume:
         raise UsageError("--resume needs --out RUN, the run folder to go on with")
     if not request.sources:
