@@ -146,7 +146,7 @@ def read_corpus(
     train, dev = _cut(rest, rest.num_chars - int(rest.num_chars * (1 - config.dev_fraction)))
     if train.num_chars < MIN_TRAIN_CHARS:
         raise CorpusError(
-            f"{', '.join(sources)}: {train.num_chars} characters to learn from, without what is held out, are too few; "
+            f"{', '.join(sources)}: {train.num_chars} characters to learn from, besides those held out, are too few; "
             f"{MIN_TRAIN_CHARS} are the least, and a good model wants 100,000 or more"
         )
     name = "+".join(sources)
