@@ -40,7 +40,7 @@ class LoopLSTM(nn.Module):
         self.forget, self.enter, self.candidate, self.out = (nn.Linear(2 * HIDDEN, HIDDEN) for _ in range(4))
         self.lm_head = nn.Linear(HIDDEN, VOCAB)
 
-    def forward(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x_BTH = self.linear(self.emb(ids_BT))
         h = c = torch.zeros(len(ids_BT), HIDDEN)
         outputs_BTH = torch.zeros(*ids_BT.shape, HIDDEN)  # filled in place, as the original does
@@ -51,7 +51,7 @@ class LoopLSTM(nn.Module):
             h = o * torch.tanh(c)
             outputs_BTH[:, t] = h
         logits = self.lm_head(outputs_BTH) * 0.1
-        return nn.functional.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
+        return logits, nn.functional.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
 
 
 def baseline_step(ids: torch.Tensor) -> Callable[[], None]:
@@ -61,7 +61,7 @@ def baseline_step(ids: torch.Tensor) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
 
     def step() -> None:
-        loss = network(ids[:, :-1], ids[:, 1:])
+        _, loss = network(ids[:, :-1], ids[:, 1:])  # the logits live until the step ends, as in the original
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -306,7 +306,7 @@ class RecurrentLM(nn.Module):
 
 #: Logits in a batch above which the chunked loss is used: 8 M are 32 MB of float32.
 CHUNKED_ABOVE = 1 << 23
-_CHUNK = 1 << 23  # logits at once; 1 << 22 to 1 << 24 were tried, this is the fastest here (docs/log.md)
+_CHUNK = 1 << 25  # logits at once, 134 MB; 1 << 23 to 1 << 27 were tried, below this is slower (docs/log.md)
 
 
 def plain_cross_entropy(
@@ -342,8 +342,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, inputs_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, targets_N: Tensor, label_smoothing: float
     ) -> tuple[Tensor, Tensor]:
         N, V = len(targets_N), len(weight_VE)
-        grad_inputs_NE, grad_weight_VE = torch.empty_like(inputs_NE), torch.zeros_like(weight_VE)
-        grad_bias_V = torch.zeros_like(bias_V)
+        grad_inputs_NE, grad_weight_VE, grad_bias_V = map(torch.empty_like, (inputs_NE, weight_VE, bias_V))
         nats = inputs_NE.new_zeros((), dtype=torch.float64)
         spread = torch.zeros_like(nats)
         rows = min(N, max(1, _CHUNK // V))
@@ -359,11 +358,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total_R1 = peak_R1 + sum_R1.log()
             nats += (total_R1 - chosen_R1).sum()
             spread += (total_R1[:, 0] - mean_R).sum()
-            # softmax = exp / sum: dividing the narrow factor of each product spares a pass over the wide one.
+            # softmax / N = exp / (N sum): dividing the narrow factor of each product spares passes over the wide
+            # ones, and the first chunk writes where the others add, which spares filling with zeros.
+            sum_R1.mul_(N)
+            kept = 0 if start == 0 else 1
             torch.mm(exp_RV, weight_VE, out=grad_inputs_NE[start : start + rows]).div_(sum_R1)
-            grad_weight_VE.addmm_(exp_RV.T, x_RE / sum_R1)
-            grad_bias_V.addmv_(exp_RV.T, 1 / sum_R1[:, 0])
-        keep, everywhere = 1 - label_smoothing, label_smoothing / V
+            grad_weight_VE.addmm_(exp_RV.T, x_RE / sum_R1, beta=kept)
+            grad_bias_V.addmv_(exp_RV.T, 1 / sum_R1[:, 0], beta=kept)
+        keep, everywhere = (1 - label_smoothing) / N, label_smoothing / V / N
         grad_inputs_NE.sub_(weight_VE[targets_N], alpha=keep)
         grad_weight_VE.index_add_(0, targets_N, inputs_NE, alpha=-keep)
         grad_bias_V.index_add_(0, targets_N, torch.ones_like(inputs_NE[:, 0]), alpha=-keep)
@@ -371,8 +373,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_inputs_NE -= everywhere * weight_VE.sum(0)
             grad_weight_VE -= everywhere * inputs_NE.sum(0)
             grad_bias_V -= everywhere * N
-        grad_weight_VE.div_(N)
-        ctx.save_for_backward(grad_inputs_NE.div_(N), grad_weight_VE, grad_bias_V.div_(N))
+        ctx.save_for_backward(grad_inputs_NE, grad_weight_VE, grad_bias_V)
         objective = ((1 - label_smoothing) * nats + label_smoothing * spread) / N
         mean = (nats / N).to(inputs_NE.dtype)
         ctx.mark_non_differentiable(mean)
