@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -276,6 +277,7 @@ def test_generate_reads_its_prompt_from_a_pipe(model):
 
 SCORE_KEYS = [
     "protocol", "chars", "bytes", "tokens", "nats", "nats_per_char", "bits_per_char", "bits_per_byte",
+    "perplexity",
 ]  # fmt: skip
 
 
@@ -290,6 +292,32 @@ def test_score_json(run, model, tmp_path):
     assert report["nats_per_char"] == expected.nats / 23
     assert report["bits_per_char"] == pytest.approx(expected.nats / 23 / math.log(2))
     assert report["bits_per_byte"] == pytest.approx(expected.nats / 25 / math.log(2))
+
+
+def test_score_reads_files_as_train_does(run, model, tmp_path):
+    text = "Größe ist nicht alles.\n"
+    expected = Model.load(model).score(text).nats
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "b.txt").write_bytes(text.encode("utf-16"))
+    (tmp_path / "c.txt").write_bytes(text.encode("latin-1"))
+    for arguments in (["a.txt.gz"], ["b.txt"], ["c.txt", "--encoding", "latin-1"]):
+        assert run("score", model, *arguments, "--json").json["nats"] == expected
+    failed = run("score", model, "c.txt")
+    assert failed.code == 1 and "c.txt: byte 0xf6 at offset 2" in failed.err and "--encoding" in failed.err
+
+
+def test_each_document_is_scored_from_the_start(run, model, tmp_path):
+    texts = ["One.", "Another one.", "A third."]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    (tmp_path / "before.txt").write_text("It began so. ")
+    loaded = Model.load(model)
+    report = run("score", model, "d.jsonl", "--column", "body", "--json").json
+    assert report["nats"] == pytest.approx(sum(loaded.score(text).nats for text in texts)) and report["chars"] == 24
+    report = run("score", model, "d.jsonl", "--column", "body", "--context", "before.txt", "--json").json
+    after = sum(loaded.score(text, context="It began so. ").nats for text in texts)
+    assert report["nats"] == pytest.approx(after)
+    refused = run("score", model, "d.jsonl", "--lanes", "2", "--context", "before.txt")
+    assert refused.code == 2 and "leave out --context" in refused.err
 
 
 def test_score_of_several_files(run, model, tmp_path):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textlstm.config import CorpusConfig
-from textlstm.corpus import Document, LaneReader, Part, read_corpus, sources
+from textlstm.corpus import Document, LaneReader, Part, read_corpus, sources, steps_per_epoch
 from textlstm.errors import CorpusError, UsageError
 from textlstm.tokenizer import ByteTokenizer, text_to_bytes
 
@@ -419,3 +419,28 @@ def test_too_few_tokens():
     for N in (0, 1, 15):
         with pytest.raises(CorpusError, match=f"{N} tokens"):
             make_lanes(np.arange(N))
+
+
+@given(st.integers(16, 3000), st.integers(1, 9), st.integers(8, 70), st.integers(0, 99))
+def test_steps_per_epoch_are_those_that_a_reader_takes(tokens, lanes, length, seed):
+    ids = np.zeros(tokens, dtype=np.int32)
+    reader = LaneReader(ids, lanes, length, 0.0, seed, None, np.zeros(2, dtype=bool))
+    taken = 0
+    while next(reader) and reader.epoch == 1:
+        taken += 1
+    assert steps_per_epoch(tokens, lanes, length, 0.0) == taken
+
+
+def test_steps_per_epoch_with_jitter_are_right_on_average():
+    reader = LaneReader(np.zeros(9000, dtype=np.int32), 4, 40, 0.25, 0, None, np.zeros(2, dtype=bool))
+    taken = 0
+    while next(reader) and reader.epoch <= 200:
+        taken += 1
+    assert taken / 200 == pytest.approx(steps_per_epoch(9000, 4, 40, 0.25), rel=0.02)
+
+
+@pytest.mark.parametrize(("fraction", "held"), [(0.07, 70), (0.1, 100), (0.29, 290), (0.0, 0), (0.0005, 1)])
+def test_a_share_of_a_text_is_not_off_by_one(tmp_path, fraction, held):
+    (tmp_path / "a.txt").write_text("abcdefghij" * 100)
+    corpus = read_corpus([str(tmp_path / "a.txt")], CorpusConfig(val_fraction=fraction, dev_fraction=0.0))
+    assert corpus.val.num_chars == held

@@ -234,6 +234,7 @@ def test_ratios_by_hand():
         "nats_per_char": total.nats_per_char,
         "bits_per_char": total.bits_per_char,
         "bits_per_byte": total.bits_per_byte,
+        "perplexity": total.perplexity,
     }
 
 

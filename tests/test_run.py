@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
+import shutil
 import signal
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -306,6 +308,85 @@ def test_resume_with_changed_settings_is_refused(book, stopped):
         train(request(book, stopped, 30, resume=True))
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"settings": {"lr": 2e-2}}, "lr: 0.01 there, 0.02 asked"), ({"steps": 25}, "steps: 24 there, 25 asked"),
+        ({"steps": None, "minutes": 5.0}, "minutes: None there, 5.0 asked"),
+        ({"preset": "original"}, "preset: None there"), ({"init_from": "shakespeare"}, "init_from: None there"),
+    ],
+)  # fmt: skip
+def test_a_complete_run_is_not_taken_for_another(finished, changed, told):
+    book, folder, _, _ = finished
+    with pytest.raises(RunError, match=told):
+        train(request(book, folder, resume=True, **changed))
+
+
+def test_a_repeated_command_goes_on(book, tmp_path):
+    asked = {"steps": None, "epochs": 0.2, "time_to_loss": 0.01, "out": tmp_path / "run"}
+    with pytest.raises(Interrupted):
+        train(request(book, **asked), Watch((5,)))
+    result = train(request(book, **asked, resume=True))
+    assert result.steps == 36 and result.seconds_to_loss is None
+    assert train(request(book, **asked, resume=True)) == result
+
+
+def test_resume_from_another_folder(finished, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "book.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "here" / "held.txt").write_text(TEXT[:500], encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "here")
+    relative = request(Path("book.txt"), Path("run"), settings={"val": "held.txt"})
+    with pytest.raises(Interrupted):
+        train(relative, Watch((5,)))
+    monkeypatch.chdir(tmp_path / "there")
+    assert train(Request([], Path("../here/run"), resume=True)).steps == STEPS
+    monkeypatch.chdir(tmp_path / "here")
+    assert train(request(Path("book.txt"), Path("run"), settings={"val": "held.txt"}, resume=True)).steps == STEPS
+
+
+def test_resume_from_standard_input_needs_the_text_again(tmp_path, monkeypatch):
+    class Input(io.TextIOWrapper):
+        terminal = False
+
+        def isatty(self) -> bool:
+            return self.terminal
+
+    def type_in(text: str, terminal: bool = False) -> None:
+        stdin = Input(io.BytesIO(text.encode()))
+        stdin.terminal = terminal
+        monkeypatch.setattr("sys.stdin", stdin)
+
+    type_in(TEXT)
+    with pytest.raises(Interrupted):
+        train(request(Path("-"), tmp_path / "run"), Watch((5,)))
+    type_in("", terminal=True)
+    with pytest.raises(RunError, match="pipe the same text in again"):
+        train(Request([], tmp_path / "run", resume=True))
+    type_in(TEXT)
+    assert train(Request([], tmp_path / "run", resume=True)).steps == STEPS
+
+
+def test_the_time_to_a_loss_survives_a_kill_before_the_last_line(book, tmp_path):
+    folder = tmp_path / "run"
+    result = train(request(book, folder, time_to_loss=50.0))
+    assert result.seconds_to_loss is not None and result.steps < STEPS
+    lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    (folder / "log.jsonl").write_text("".join(lines[:-1]))  # killed while it scored
+    again = train(Request([], folder, resume=True))
+    assert (again.seconds_to_loss, again.steps, again.val) == (result.seconds_to_loss, result.steps, result.val)
+
+
+@pytest.mark.parametrize(("minutes", "told"), [(1e-4, 1), (1e4, 0)])
+def test_a_run_far_behind_its_plan_says_so_once(book, tmp_path, monkeypatch, minutes, told):
+    monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: STEPS)  # as a faster machine would plan
+    view = Watch()
+    train(request(book, tmp_path / "run", None, minutes=minutes, settings={"eval_every": 4}), view)
+    late = [line for line in view.notices if "slower than when this machine was measured" in line]
+    assert len(late) == told and all(f"instead of {minutes:g};" in line for line in late)
+
+
 def test_resume_with_another_source_is_refused(book, stopped, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(TEXT, encoding="utf-8")
@@ -401,6 +482,24 @@ def test_init_from_interrupted_and_resumed(finished, book, tmp_path):
         train(ask("stopped"), Watch((3,)))
     train(Request([], tmp_path / "stopped", resume=True))
     assert same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_init_from_a_model_that_has_changed(finished, book, tmp_path):
+    start = tmp_path / "start.safetensors"
+    Model.load(finished[1]).save(start)
+    settings = {"batch_size": 4, "seq_len": 24}
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(Request([str(book)], folder, steps=8, settings=settings, init_from=str(start)), Watch((3,)))
+    shutil.rmtree(folder / "checkpoints")
+    start.write_bytes((finished[1] / "model.safetensors").read_bytes())
+    assert train(Request([], folder, resume=True)).steps == 8  # the same tensors in another file
+    other = train(request(book, tmp_path / "other", 2, settings={"seed": 5}))
+    (folder / "log.jsonl").unlink()
+    shutil.rmtree(folder / "checkpoints")
+    start.write_bytes(other.model.read_bytes())
+    with pytest.raises(RunError, match=r"start\.safetensors has changed since"):
+        train(Request([], folder, resume=True))
 
 
 def test_epochs(book, tmp_path):

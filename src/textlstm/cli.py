@@ -72,6 +72,10 @@ def _common(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")(command)
 
 
+def _notice(quiet: bool) -> Callable[[str], None]:
+    return lambda line: None if quiet else click.echo(line, err=True)
+
+
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=True))
 
@@ -191,6 +195,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     else:
         click.echo(f'model: {result.model}\nwrite with it: textlstm generate {result.model.parent} "Once upon a time"')
     if request.time_to_loss is not None and result.seconds_to_loss is None:
+        click.echo(f"the held-out text never cost as little as {request.time_to_loss:g} nats per character", err=True)
         sys.exit(1)
 
 
@@ -236,8 +241,6 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     if prompt == "-":
         prompt = bytes_to_text(sys.stdin.buffer.read())
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
-    if seed < 0:
-        raise click.BadParameter("must be 0 or more", param_hint="--seed")
     loaded = Model.load(model, values["engine"], values["threads"])
     engine = loaded.engine
     writers = loaded.writers(values["n"], sampling, limits, seed)
@@ -299,30 +302,41 @@ def _type_out(pieces: Any, characters_per_second: float) -> None:
 @click.option(
     "--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True, help="What computes."
 )
+@options_of(CorpusConfig, skip=["val_fraction", "val_chars", "val", "dev_fraction"])
 @_common
 def score(
     model: str, files: tuple[str, ...], protocol: str, lanes: int, context: str | None, engine: str, as_json: bool,
-    quiet: bool,
+    quiet: bool, **reading: Any,
 ) -> None:  # fmt: skip
     """Score FILES with MODEL: nats and bits per character, bits per byte, perplexity.
 
-    Weights are fixed and every token counts, the first included.
+    Files are read as `train` reads them: .txt .md .jsonl .csv, plain or .gz, folders, patterns, '-' and named
+    corpora. Weights are fixed and every token counts, the first included. Each document is read from the model's
+    start, or after the context.
 
     \b
     textlstm score shakespeare my-sonnet.txt
     textlstm score runs/my-text-1 other.txt --protocol cold-256 --json
     """
+    from textlstm.corpus import read_sources
     from textlstm.model import Model
-    from textlstm.report import ScoreView, read_text
+    from textlstm.report import ScoreView
 
     if lanes > 1:
         if protocol != "stream":
             raise click.BadParameter("works with the protocol stream only", param_hint="--lanes")
+        if context is not None:
+            raise click.BadParameter("reads each lane from its own start: leave out --context", param_hint="--lanes")
         protocol = f"stream-{lanes}"
+    config = CorpusConfig.from_dict(given(CorpusConfig, reading))
+
+    def read(source: str) -> list[str]:
+        return [document.text for document in read_sources([source], config, _notice(quiet)).documents]
+
     loaded = Model.load(model, engine)
-    before = "" if context is None else read_text(context)
+    before = "" if context is None else "".join(read(context))
     with ScoreView(quiet) as view:
-        scores = [(f, loaded.score(read_text(f), protocol, before, view.progress(f))) for f in files]
+        scores = [(f, loaded.score(read(f), protocol, before, view.progress(f))) for f in files]
     total = scores[0][1]
     for _, other in scores[1:]:
         total = total + other

@@ -3,7 +3,7 @@
 | protocol | definition |
 |---|---|
 | `stream` | the state is carried through the whole text, in one lane |
-| `stream-L` | the text is cut into L lanes; each is read from its own start |
+| `stream-L` | the text is cut into L lanes; each is read from its own start, so a context would reach none of them |
 | `cold-N` | consecutive windows of N tokens, each read from the zero state with the token before it as first input |
 
 All passes are exact and deterministic, over the whole text, tail included; sums are divided once. The first token
@@ -13,8 +13,10 @@ but not counted: they are not text.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,9 +95,20 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and the ratios, as JSON values."""
-        ratios = ("nats_per_char", "bits_per_char", "bits_per_byte")
+        ratios = ("nats_per_char", "bits_per_char", "bits_per_byte", "perplexity")
         fields = ("protocol", "chars", "bytes", "tokens", "nats")
         return {name: getattr(self, name) for name in fields + ratios}
+
+
+def total(scores: Sequence[Score]) -> Score:
+    """The score of several texts under one protocol.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not scores:
+        raise UsageError("no text, no score")
+    return functools.reduce(operator.add, scores)
 
 
 def token_nats(
@@ -123,12 +136,12 @@ def token_nats(
         UsageError: unknown protocol, or an empty text.
     """
     config = predictor.config
+    kind, number = _parse(protocol)
     if not len(ids):
         raise UsageError("an empty text has no score")
     ids_N = ids.astype(np.int64)
     begin = np.array([] if config.boundary_id is None else [config.boundary_id], dtype=np.int64)
     before = begin if context is None else np.concatenate([begin, context])
-    kind, number = _parse(protocol)
     if kind == "cold":
         nats = _windows(predictor, before, ids_N, number, progress)
     elif number == 1:

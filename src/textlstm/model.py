@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from textlstm import metrics
 from textlstm.config import ModelConfig, SamplingConfig
 from textlstm.engine import Engine, load_engine
+from textlstm.errors import UsageError
 from textlstm.generation import Limits, Writer, read_prompt, write
 from textlstm.model_file import DType, ModelFile, read_model, write_model
 from textlstm.registry import find_model
@@ -64,7 +65,7 @@ class Model:
 
     def score(
         self,
-        text: str,
+        text: str | Sequence[str],
         protocol: str = "stream",
         context: str = "",
         progress: metrics.Progress = metrics.no_progress,
@@ -72,18 +73,29 @@ class Model:
         """What a text costs under the model.
 
         Args:
-            text: the text.
+            text: the text, or several: each is scored from the same start, and the scores are added up.
             protocol: `stream`, `stream-L` or `cold-N`; see `textlstm.metrics`.
-            context: text that is read first and not scored.
-            progress: told how far it is.
+            context: text that is read before each and not scored.
+            progress: told how far it is; the tokens of one text, or the texts of several.
+
+        Raises:
+            UsageError: an unknown protocol, an empty text, or no text.
         """
-        ids = self.tokenizer.encode(text)
         before = self.tokenizer.encode(context) if context else None
-        size = len(text_to_bytes(text))
-        return metrics.score(self.engine, ids, len(text), size, before, protocol, progress=progress)
+        texts = [text] if isinstance(text, str) else text
+        scores = []
+        for one in texts:
+            ids, size = self.tokenizer.encode(one), len(text_to_bytes(one))
+            inner = progress if len(texts) == 1 else metrics.no_progress
+            scores.append(metrics.score(self.engine, ids, len(one), size, before, protocol, progress=inner))
+            if len(texts) > 1:
+                progress(len(scores), len(texts))
+        return metrics.total(scores)
 
     def writers(self, number: int, sampling: SamplingConfig, limits: Limits, seed: int) -> Sequence[Writer]:
         """Writers for some texts; the seeds of their streams are `seed`, `seed + 1`, ..."""
+        if seed < 0:
+            raise UsageError(f"a seed must be 0 or more, not {seed}")
         shape = self.config.vocab_size, self.config.boundary_id
         return [Writer(self.tokenizer, *shape, sampling, limits, seed + i) for i in range(number)]
 

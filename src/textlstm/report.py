@@ -11,28 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from textlstm.errors import CorpusError, UsageError
 from textlstm.metrics import Score
 from textlstm.model_file import ModelFile
-from textlstm.tokenizer import bytes_to_text
-
-
-def read_text(path: str) -> str:
-    """The text of a file, byte for byte, whatever its encoding.
-
-    Raises:
-        UsageError: there is no such file.
-        CorpusError: it cannot be read, or is empty.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no file {path!r}") from error
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
-    if not data:
-        raise CorpusError(f"{path} is empty, so there is nothing to score")
-    return bytes_to_text(data)
 
 
 class ScoreView:
@@ -71,9 +51,15 @@ class ScoreView:
                 name, f"{score.chars:,}", f"{score.nats_per_char:.4f}", f"{score.bits_per_char:.4f}",
                 f"{score.bits_per_byte:.4f}", f"{score.perplexity:.2f}",
             )  # fmt: skip
-        console = Console()
+        console = _output()
         console.print(table)
         console.print(f"protocol {total.protocol}; perplexity is per token of this model", style="dim")
+
+
+def _output() -> Console:
+    """Standard output; in a pipe nothing is wrapped."""
+    console = Console()
+    return console if console.is_terminal else Console(width=1000)
 
 
 def model_report(path: Path, file: ModelFile) -> dict[str, Any]:
@@ -93,10 +79,12 @@ def show_model(report: Mapping[str, Any]) -> None:
     """Prints a model's report."""
     config, card = report["config"], report["card"]
     rows = {
-        "file": f"{report['model']}, {report['bytes'] / 1e6:.1f} MB, SHA-256 {report['sha256'][:16]} verified",
+        "file": f"{report['model']}, {report['bytes'] / 1e6:.1f} MB, SHA-256 verified",
         "network": f"{config['num_layers']} x {config['hidden_size']} LSTM, embedding {config['embed_size']}, "
         f"{report['params']:,} parameters",
-        "tokenizer": f"{report['tokenizer']['kind']}, {report['tokenizer']['ids']:,} ids",
+        "tokenizer": f"{report['tokenizer']['kind']}, {report['tokenizer']['ids']:,} ids"
+        + (", and one for the document boundary" if config["boundary"] else ""),
+        "sha256": report["sha256"],
     }
     rows |= _flat(card)
     table = Table.grid(padding=(0, 2))
@@ -104,7 +92,7 @@ def show_model(report: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
-    Console().print(table, markup=False, highlight=False)
+    _output().print(table, markup=False, highlight=False)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -128,4 +116,4 @@ def show_models(reports: Sequence[Mapping[str, Any]]) -> None:
             report["name"], f"{report['params']:,}", f"{report['bytes'] / 1e6:.1f} MB", corpus.get("name", ""),
             corpus.get("licence", ""),
         )  # fmt: skip
-    Console().print(table)
+    _output().print(table)

@@ -304,6 +304,7 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
         for_train["tokenizer"] = "bpe"
     if initial is not None:
         for_model = _shape_of(initial, for_model, for_train)
+    ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)  # impossible values, before a long text is read
     corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
     if request.time_to_loss is not None and not corpus.val.num_chars:
         raise UsageError("--time-to-loss needs a held-out text; leave out --val-fraction 0")
@@ -450,6 +451,8 @@ class Run:
         self.dev_curve: list[tuple[int, float]] = []
         self.best_step: int | None = None
         self._signal: int | None = None
+        self._began = (0, 0.0)  # step and time at which training began here
+        self._told_late = False
 
     @property
     def seconds(self) -> float:
@@ -472,6 +475,7 @@ class Run:
             trainer.restore(checkpoint)
             self._rewind(checkpoint)
         self.view.begin(self._facts(), trainer.step)
+        self._began = (trainer.step, time.perf_counter())
         callbacks = Callbacks(
             on_step=self._on_step,
             on_look=self._on_look,
@@ -577,6 +581,7 @@ class Run:
             self.best_step = look.step
             self._write_model(network, look.step, {"dev": record.get("dev")})
         self.view.look(look.step, look.dev, look.best)
+        self._watch_plan(look.step)
         every = self.setup.train.sample_every
         if every is None or look.step % every == 0:
             text = self._sample(network)
@@ -585,6 +590,21 @@ class Run:
                 file.write(f"## step {look.step}\n\n{quoted}\n")
             self.view.sample(look.step, text)
         write_atomically(self.folder / "loss.svg", loss_svg(self.train_curve, self.dev_curve).encode())
+
+    def _watch_plan(self, step: int) -> None:
+        """Says once if a run that was planned for a time falls far behind it."""
+        minutes, steps = self.setup.asked.get("minutes"), self.setup.train.steps
+        first, began = self._began
+        if minutes is None or self._told_late or step - first < steps / 10 or step == steps:
+            return
+        per_step = (time.perf_counter() - began) / (step - first)
+        projected = (self.seconds + per_step * (steps - step)) / 60
+        if projected > 1.25 * minutes:
+            self._told_late = True
+            self.view.notice(
+                f"slower than when this machine was measured: about {projected:.1f} minutes in all instead of "
+                f"{minutes:g}; other programs may be using it (Ctrl-C saves)"
+            )
 
     def _sample(self, network: RecurrentLM) -> str:
         file = ModelFile(self.setup.model, self.tokenizer, weights_of(network), {}, "")

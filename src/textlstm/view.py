@@ -80,6 +80,7 @@ class PlainView(View):
         self._console = console
         self._facts: Facts | None = None
         self._rate = Rate()
+        self._began = (0, 0.0)
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -93,6 +94,7 @@ class PlainView(View):
             self._line(line)
         if step:
             self._line(f"going on from step {step}")
+        self._began = (step, time.monotonic())
 
     def step(self, step: int, nats: float, lr: float, epoch: int, tokens: int, seconds: float) -> None:
         self._rate.add(nats, tokens, seconds)
@@ -104,7 +106,10 @@ class PlainView(View):
         if dev is not None:
             told += f"  development {dev.nats_per_char:.3f} nats/char {dev.bits_per_byte:.3f} bits/byte"
             told += " *" if best else ""
-        self._line(f"{told}  {rate.tokens_per_second:,.0f} tokens/s")
+        first, began = self._began
+        passed = time.monotonic() - began
+        left = passed / max(1, step - first) * (facts.steps - step)
+        self._line(f"{told}  {rate.tokens_per_second:,.0f} tokens/s  passed {_clock(passed)}  left {_clock(left)}")
 
     def score(self, score: Score) -> None:
         self._line(_held_out(score))
@@ -240,6 +245,12 @@ def choose_view(quiet: bool) -> View:
         return View()
     console = Console(stderr=True)
     return LiveView(console) if console.is_terminal else PlainView(console)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _orientation(facts: Facts) -> str:
