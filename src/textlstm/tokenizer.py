@@ -230,7 +230,10 @@ class BPETokenizer(Tokenizer):
         import tokenizers as tk
 
         if vocab_size < 256:
-            raise ConfigError(f"a bpe vocabulary needs at least 256 ids for the single bytes, not {vocab_size}")
+            raise ConfigError(
+                f"a bpe vocabulary needs at least 256 ids for the single bytes, besides the document "
+                f"boundary, not {vocab_size}"
+            )
         model = tk.Tokenizer(tk.models.BPE())
         model.pre_tokenizer = _pre_tokenizer("gpt2")
         trainer = tk.trainers.BpeTrainer(
