@@ -306,6 +306,12 @@ def test_score_reads_files_as_train_does(run, model, tmp_path):
     assert failed.code == 1 and "c.txt: byte 0xf6 at offset 2" in failed.err and "--encoding" in failed.err
 
 
+def test_file_names_are_no_markup(run, model, tmp_path):
+    for name in ("n[draft].txt", "x[b].txt"):
+        (tmp_path / name).write_text("Some text.\n")
+        assert name in run("score", model, name).out
+
+
 def test_each_document_is_scored_from_the_start(run, model, tmp_path):
     texts = ["One.", "Another one.", "A third."]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from textlstm import metrics
 from textlstm.config import TrainConfig
 from textlstm.errors import ConfigError, CorpusError, Interrupted, RunError, UsageError
 from textlstm.model import Model
@@ -269,7 +271,7 @@ def test_resume_without_a_checkpoint_begins_afresh(finished, tmp_path):
     (folder / "config.json").write_text(json.dumps(result.config))
     view = Watch()
     train(Request([], folder, resume=True), view)
-    assert same_weights(folder, whole) and any("no whole checkpoint" in line for line in view.notices)
+    assert same_weights(folder, whole) and any("no checkpoint yet" in line for line in view.notices)
 
 
 def test_damaged_checkpoint_costs_only_the_way_back(finished, book, tmp_path):
@@ -376,6 +378,55 @@ def test_the_time_to_a_loss_survives_a_kill_before_the_last_line(book, tmp_path)
     (folder / "log.jsonl").write_text("".join(lines[:-1]))  # killed while it scored
     again = train(Request([], folder, resume=True))
     assert (again.seconds_to_loss, again.steps, again.val) == (result.seconds_to_loss, result.steps, result.val)
+
+
+def test_the_last_look_can_reach_a_loss_too(book, tmp_path):
+    result = train(request(book, tmp_path / "run", 10, time_to_loss=50.0, settings={"eval_every": 10}))
+    assert result.steps == 10 and result.seconds_to_loss is not None
+
+
+def test_a_model_outlives_its_damaged_checkpoints(book, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(request(book, folder), Watch((15,)))
+    for manifest in folder.glob("checkpoints/*/manifest.json"):
+        manifest.write_text("{}")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"no checkpoint of .*run is whole; its model\.safetensors is kept"):
+        train(Request([], folder, resume=True))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_three_minutes_are_a_plan_too(book, tmp_path, monkeypatch):
+    monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: STEPS)
+    result = train(request(book, tmp_path / "run", None))
+    assert result.config["asked"] == {"minutes": 3.0}
+    assert train(request(book, tmp_path / "run", None, minutes=3.0, resume=True)) == result
+
+
+def test_a_pattern_is_found_again_from_a_folder_with_an_odd_name(tmp_path, monkeypatch):
+    folder = tmp_path / "[odd]*"
+    folder.mkdir()
+    (folder / "a.txt").write_text(TEXT, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    with pytest.raises(Interrupted):
+        train(request(Path("*.txt"), Path("run")), Watch((5,)))
+    monkeypatch.chdir(tmp_path)
+    assert train(Request([], folder / "run", resume=True)).steps == STEPS
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_log(book, tmp_path, monkeypatch):
+    true_score = metrics.score
+
+    def broken(*arguments, **options):
+        return dataclasses.replace(true_score(*arguments, **options), nats=math.nan)
+
+    monkeypatch.setattr("textlstm.metrics.score", broken)
+    result = train(request(book, tmp_path / "run", 10, time_to_loss=50.0, settings={"eval_every": 5}))
+    assert result.seconds_to_loss is None  # what is no number reaches nothing
+    looks = [line for line in log_of(tmp_path / "run") if line["event"] == "look"]
+    assert [look["dev"]["nats"] for look in looks] == [None, None] and not any(look["best"] for look in looks)
+    assert Model.load(result.model).card["chosen_by"] == "end of the run: no look gave a finite number"
 
 
 @pytest.mark.parametrize(("minutes", "told"), [(1e-4, 1), (1e4, 0)])

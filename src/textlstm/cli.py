@@ -72,6 +72,12 @@ def _common(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")(command)
 
 
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))
+
+
 def _notice(quiet: bool) -> Callable[[str], None]:
     return lambda line: None if quiet else click.echo(line, err=True)
 
@@ -136,7 +142,9 @@ def demo(minutes: float, out: Path | None, seed: int, as_json: bool, quiet: bool
     model = Model.load(result.model)
     pace = 90.0 if sys.stdout.isatty() else 0.0
     _type_out(model.stream("", max_chars=700, temperature=0.7, seed=1), pace)
-    click.echo(f'\n\nMore of it:  textlstm generate {out} "ROMEO:"\nYour text:   textlstm train FILE --minutes 5')
+    click.echo(
+        f'\n\nMore of it:  textlstm generate {_quoted(out)} "ROMEO:"\nYour text:   textlstm train FILE --minutes 5'
+    )
 
 
 def _train(request: Any, quiet: bool) -> Any:
@@ -188,14 +196,18 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     request = Request(steps=steps, settings=settings, command=_command_line(), **values)
     result = _train(request, quiet)
     report = result.to_dict()
-    if request.time_to_loss is None:
+    target = result.config["asked"].get("time_to_loss")  # also where a resumed run was begun with one
+    if target is None:
         del report["seconds_to_loss"]
     if as_json:
         _print_json(report)
     else:
-        click.echo(f'model: {result.model}\nwrite with it: textlstm generate {result.model.parent} "Once upon a time"')
-    if request.time_to_loss is not None and result.seconds_to_loss is None:
-        click.echo(f"the held-out text never cost as little as {request.time_to_loss:g} nats per character", err=True)
+        click.echo(
+            f"model: {result.model}\n"
+            f'write with it: textlstm generate {_quoted(result.model.parent)} "Once upon a time"'
+        )
+    if target is not None and result.seconds_to_loss is None:
+        click.echo(f"the held-out text never cost as little as {target:g} nats per character", err=True)
         sys.exit(1)
 
 
@@ -318,6 +330,7 @@ def score(
     textlstm score shakespeare my-sonnet.txt
     textlstm score runs/my-text-1 other.txt --protocol cold-256 --json
     """
+    from textlstm import metrics
     from textlstm.corpus import read_sources
     from textlstm.model import Model
     from textlstm.report import ScoreView
@@ -337,9 +350,7 @@ def score(
     before = "" if context is None else "".join(read(context))
     with ScoreView(quiet) as view:
         scores = [(f, loaded.score(read(f), protocol, before, view.progress(f))) for f in files]
-    total = scores[0][1]
-    for _, other in scores[1:]:
-        total = total + other
+    total = metrics.total([one for _, one in scores])
     if as_json:
         report = {**total.to_dict(), "model": model}
         if len(scores) > 1:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from textlstm.metrics import Score
 from textlstm.model_file import ModelFile
@@ -36,7 +38,7 @@ class ScoreView:
 
     def progress(self, name: str) -> Callable[[int, int], None]:
         """A callback that shows how much of a file is read."""
-        task = self._bar.add_task(name)
+        task = self._bar.add_task(escape(name))
         return lambda done, total: self._bar.update(task, completed=done, total=total)
 
     def table(self, scores: Sequence[tuple[str, Score]], total: Score) -> None:
@@ -48,7 +50,7 @@ class ScoreView:
         rows = [*scores, ("all", total)] if len(scores) > 1 else scores
         for name, score in rows:
             table.add_row(
-                name, f"{score.chars:,}", f"{score.nats_per_char:.4f}", f"{score.bits_per_char:.4f}",
+                Text(name), f"{score.chars:,}", f"{score.nats_per_char:.4f}", f"{score.bits_per_char:.4f}",
                 f"{score.bits_per_byte:.4f}", f"{score.perplexity:.2f}",
             )  # fmt: skip
         console = _output()

@@ -209,7 +209,7 @@ class LiveView(View):
         if self._sample:
             lines = self._sample.strip("\n").split("\n")[:12]
             parts += [Text(), Panel(Text("\n".join(lines)), title="newest sample", border_style="dim")]
-        return Panel(Group(*parts), title=self._facts.title, border_style="blue")
+        return Panel(Group(*parts), title=Text(self._facts.title), border_style="blue")
 
 
 class Rate:

@@ -66,7 +66,11 @@ def read_sources(sources: Sequence[str], config: CorpusConfig, notice: Callable[
 def absolute(source: str) -> str:
     """A source as it is found from any folder; standard input and named corpora stay as they are."""
     named = not Path(source).exists() and find(source) is not None
-    return source if source == "-" or named else os.path.abspath(source)
+    if source == "-" or named or os.path.isabs(source):
+        return source
+    if not Path(source).exists() and glob.has_magic(source):
+        return os.path.join(glob.escape(os.getcwd()), source)
+    return os.path.abspath(source)
 
 
 def _read_source(source: str, config: CorpusConfig, notice: Callable[[str], None]) -> LoadedCorpus:

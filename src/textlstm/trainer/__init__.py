@@ -205,7 +205,8 @@ class Trainer:
             if self.step % self.look_every == 0 or self.step == self.config.steps:
                 callbacks.on_look(self._look(), self.averaged)
                 early = bool(self.config.patience) and self._stale >= self.config.patience
-                self.finished = self.step == self.config.steps or early or callbacks.reached(self.averaged)
+                reached = callbacks.reached(self.averaged)  # asked at the last look too
+                self.finished = reached or early or self.step == self.config.steps
             reason = callbacks.stop()
             if self.step % self.checkpoint_every == 0 or self.finished or reason:
                 callbacks.save(self.checkpoint())

@@ -61,9 +61,15 @@ def measure_step(model: ModelConfig, train: TrainConfig, device: str = "cpu", se
     return float(np.median(times[3:])) * train.batch_size * train.seq_len
 
 
-def measure_reading(model: ModelConfig, tokens: int = 512) -> float:
-    """Seconds per token of reading in one lane, which the final score does."""
-    network = RecurrentLM(model, torch.Generator().manual_seed(0))
+def measure_reading(model: ModelConfig, device: str = "cpu", tokens: int = 512) -> float:
+    """Seconds per token of reading in one lane, which the final score does.
+
+    Args:
+        model: the configuration.
+        device: what reads.
+        tokens: how many to try.
+    """
+    network = RecurrentLM(model, torch.Generator().manual_seed(0)).to(device)
     ids = np.zeros((1, tokens), dtype=np.int64)
     network.nll(ids, ids, network.zero_state(1))
     started = time.perf_counter()
