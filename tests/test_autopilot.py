@@ -114,3 +114,9 @@ def test_steps_fit(seconds, per_step, final):
 def test_one_step_where_none_fits():
     assert steps_within(1, 5, 0) == 1
     assert steps_within(-3, 0.1, 10) == 1
+
+
+def test_short_runs_read_12_lanes_and_long_ones_24():
+    lanes = [propose(60 * minutes, 1_000_000, 4e11, {}).train["batch_size"] for minutes in (1, 3, 10, 30, 300)]
+    assert lanes == [12, 12, 12, 24, 24]
+    assert propose(60 * 300, 9_000, 4e11, {}).train["batch_size"] == 4  # a short text has no room for more
