@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -444,3 +445,16 @@ def test_a_share_of_a_text_is_not_off_by_one(tmp_path, fraction, held):
     (tmp_path / "a.txt").write_text("abcdefghij" * 100)
     corpus = read_corpus([str(tmp_path / "a.txt")], CorpusConfig(val_fraction=fraction, dev_fraction=0.0))
     assert corpus.val.num_chars == held
+
+
+def test_a_codec_that_takes_every_name_is_not_asked(tmp_path):
+    def any_name(name: str) -> codecs.CodecInfo | None:
+        return codecs.lookup("latin-1") if name == "klingon" else None
+
+    codecs.register(any_name)
+    try:
+        (tmp_path / "a.txt").write_text("abc" * 100)
+        with pytest.raises(UsageError, match="no text encoding 'klingon'"):
+            read_corpus([str(tmp_path / "a.txt")], CorpusConfig(encoding="klingon"))
+    finally:
+        codecs.unregister(any_name)

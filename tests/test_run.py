@@ -324,6 +324,15 @@ def test_a_complete_run_is_not_taken_for_another(finished, changed, told):
         train(request(book, folder, resume=True, **changed))
 
 
+def test_a_vocabulary_that_the_text_could_not_fill(book, tmp_path):
+    asked = {"settings": {"vocab_size": 5000}}
+    with pytest.raises(Interrupted):
+        train(request(book, tmp_path / "run", **asked), Watch((5,)))
+    with pytest.raises(RunError, match="vocab_size: 5000 there, 6000 asked"):
+        train(request(book, tmp_path / "run", resume=True, settings={"vocab_size": 6000}))
+    assert train(request(book, tmp_path / "run", resume=True, **asked)).config["model"]["vocab_size"] < 5000
+
+
 def test_a_repeated_command_goes_on(book, tmp_path):
     asked = {"steps": None, "epochs": 0.2, "time_to_loss": 0.01, "out": tmp_path / "run"}
     with pytest.raises(Interrupted):

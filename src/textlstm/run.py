@@ -49,6 +49,7 @@ DEFAULT_MINUTES = 3.0
 GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny Shakespeare
 ORIGINAL_SPLIT_CHARS = 104_217
 _SAMPLE_TOKENS = 120
+_FEW_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -265,6 +266,7 @@ def _with_absolute_val(config: CorpusConfig) -> CorpusConfig:
 def _asked(request: Request) -> dict[str, Any]:
     """What `config.json` remembers of a request besides its settings."""
     asked = {name: getattr(request, name) for name in ("minutes", "epochs", "preset", "time_to_loss")}
+    asked["vocab_size"] = request.settings.get("vocab_size")  # a short text has fewer pairs than were asked for
     return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -346,6 +348,8 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
         tokens = len(corpus.train.encode(tokenizer, model.boundary_id))
         per_epoch = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
         train = train.replace(steps=max(1, math.ceil(request.epochs * per_epoch)))
+        if train.steps < _FEW_STEPS:
+            view.notice(f"{train.steps} steps in all: too few to learn much; raise --epochs, or leave the length out")
     setup = Setup(
         [absolute(source) for source in request.sources],
         _with_absolute_val(CorpusConfig.from_dict(for_corpus)),
@@ -399,8 +403,6 @@ def _check_same(setup: Setup, request: Request, folder: Path) -> None:
         asked["init_from"] = setup.init_from if same else request.init_from
     if asked.get("val") is not None:
         asked["val"] = absolute(asked["val"])
-    if setup.train.tokenizer != "bpe" or setup.model.vocab_size <= asked.get("vocab_size", 0):
-        asked.pop("vocab_size", None)  # a short text has fewer pairs than were asked for
     different = [f"{k}: {stored.get(k)!r} there, {v!r} asked" for k, v in asked.items() if stored.get(k) != v]
     if different:
         raise RunError(
@@ -719,7 +721,8 @@ class Run:
             self._write_model(trainer.averaged, trainer.step, {})
         raise Interrupted(
             f"stopped at step {trainer.step} of {self.setup.train.steps}; everything is saved. Go on with: "
-            f"textlstm train --resume --out {shlex.quote(str(self.folder))}",
+            f"textlstm train --resume --out {shlex.quote(str(self.folder))}"
+            + (", with the same text on standard input" if "-" in self.setup.sources else ""),
             self._signal,
         )
 

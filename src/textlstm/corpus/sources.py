@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import encodings
 import glob
 import gzip
 import io
@@ -147,6 +148,9 @@ def _decode(name: str, data: bytes, config: CorpusConfig, notice: Callable[[str]
     if config.encoding == "bytes":
         return bytes_to_text(data)
     encoding = config.encoding
+    # Python's own codecs only: an installed package may have registered one that takes every name.
+    if encodings.search_function(encoding.lower()) is None:
+        raise UsageError(f"there is no text encoding {encoding!r}")
     if encoding == "utf-8":
         for mark, marked in _MARKS:
             if data.startswith(mark):
