@@ -58,9 +58,11 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
     tokens = chars / min(_CHARS_PER_TOKEN.items(), key=lambda item: abs(item[0] - vocab))[1]
     epochs = tokens_read / max(1.0, tokens)
     d = round(min(0.35, max(0.0, 0.1 * math.log2(max(1.0, epochs / 2.5)))), 3)
-    batch, length = next(sizes for most, sizes in _BATCHES if tokens < most)
-    if batch == 12 and operations > _LONG_RUN:
-        batch = 24
+    batch, length = next(
+        sizes
+        for most_tokens, most_operations, sizes in _BATCHES
+        if tokens < most_tokens and operations <= most_operations
+    )
     steps = max(1.0, tokens_read / (batch * length))
     model = {
         "vocab_size": vocab,
@@ -83,8 +85,13 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
 
 _VOCABULARIES = ((512, 200_000), (1024, 3_000_000), (2048, 30_000_000))
 _WIDTHS = (128, *range(192, 1025, 64), 1280, 1536)
-_BATCHES = ((5_000, (4, 32)), (100_000, (8, 48)), (math.inf, (12, 64)))
-_LONG_RUN = 3e14  # operations, about 20 minutes of two cores; not fitted yet: only short runs were swept
+# Tokens of text below, operations up to: 3e14 are about 20 minutes of two cores. Only short runs were swept so far.
+_BATCHES = (
+    (5_000, math.inf, (4, 32)),
+    (100_000, math.inf, (8, 48)),
+    (math.inf, 3e14, (12, 64)),
+    (math.inf, math.inf, (24, 64)),
+)
 
 
 def _params(hidden: int, vocab: int) -> int:
