@@ -192,6 +192,15 @@ def test_batch_row_equals_row_alone(shape):
 DROPOUT = dict(embed_dropout=0.3, input_dropout=0.2, layer_dropout=0.4, output_dropout=0.25, weight_dropout=0.35)
 
 
+def dropout_mask(p: float, shape: tuple[int, ...], generator: torch.Generator) -> np.ndarray:
+    """The mask from its definition: each 64-bit integer gives four signed 16-bit numbers, the lowest bits first."""
+    count = math.prod(shape)
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
+    parts = [[(word >> shift) % 65536 for shift in (0, 16, 32, 48)] for word in words.tolist()]
+    signed = (np.array(parts).ravel()[:count] + 32768) % 65536 - 32768
+    return (signed.reshape(shape) + 32768 >= round(p * 65536)) / (1 - p)
+
+
 @torch.no_grad()
 def test_equal_generators_give_equal_dropout_in_both_recurrences():
     config = make_config("untied-input-projection-scaled", **DROPOUT)
@@ -215,7 +224,7 @@ def test_dropout_reconstructed_from_the_same_generator(shape):
     generator = seeded()
 
     def mask(p, *size):
-        return (torch.empty(size).bernoulli_(1 - p, generator=generator) / (1 - p)).double().numpy()
+        return dropout_mask(p, size, generator)
 
     w = {name: array.astype(np.float64) for name, array in random_weights(config).items()}
     H = config.hidden_size
@@ -357,7 +366,7 @@ def test_penalties_by_their_formulas():
     loss, _ = network.loss(x, y, network.zero_state(3), seeded(), 0.0, 2.0, 3.0)
     with torch.no_grad():
         raw = network.features(x, network.zero_state(3)).raw_TBH.double().numpy()
-    keep = torch.empty(1, 3, 12).bernoulli_(0.6, generator=seeded()).double().numpy() / 0.6
+    keep = dropout_mask(0.4, (1, 3, 12), seeded())
     ar = ((raw * keep) ** 2).sum() / raw.size
     tar = ((raw[1:] - raw[:-1]) ** 2).sum() / raw[1:].size
     assert ar > 1e-3 and tar > 1e-3

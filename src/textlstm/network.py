@@ -391,5 +391,16 @@ def _drop(
     """Dropout by a mask that is constant along the axes where its shape has 1 (Gal & Ghahramani 2016)."""
     if generator is None or p == 0:
         return tensor
-    keep = torch.empty(mask_shape, device=tensor.device).bernoulli_(1 - p, generator=generator)
-    return tensor * keep.div_(1 - p)
+    return tensor * _kept(mask_shape, p, generator).to(tensor.dtype).div_(1 - p)
+
+
+def _kept(shape: tuple[int, ...] | torch.Size, p: float, generator: torch.Generator) -> Tensor:
+    """What dropout keeps, as booleans: 16 random bits for each, so p is rounded to a 65,536th.
+
+    Four come from each random integer. `bernoulli_` draws them one after the other on one core: the masks of two
+    recurrent matrices of 320 units took 4.5 ms of a training step's 44, these take 1.
+    """
+    count = math.prod(shape)
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
+    words.random_(-(1 << 63), None, generator=generator)
+    return (words.view(torch.int16)[:count] >= min(round(p * 65536), 65535) - 32768).view(shape)
