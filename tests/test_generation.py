@@ -333,7 +333,7 @@ def test_unknown_option():
 
 
 def test_unknown_engine():
-    with pytest.raises(UsageError, match="known are onnx, torch"):
+    with pytest.raises(UsageError, match="known are int8, onnx, torch"):
         Model(make_model()._file, "cuda").generate("a")
 
 

@@ -136,7 +136,7 @@ def test_old_formats_and_other_dtypes_of_tensors(tmp_path, corpus):
     torch.save(values, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     import_checkpoint(tmp_path / "old.pt", tmp_path / "m", corpus)
     ids = [CHARS.index(c) for c in CORPUS]
-    engine = Model.load(tmp_path / "m").engine
+    engine = Model.load(tmp_path / "m").scoring_engine
     logits, _ = engine.prefill(np.array([ids]), engine.zero_state(1))
     np.testing.assert_allclose(logits[0], original(values, ids, 1.0)[-1], atol=1e-5)
 

@@ -11,12 +11,13 @@ from textlstm.errors import MissingExtraError
 from textlstm.model import Model
 
 
-def load(name: str | Path, engine: str = "onnx", threads: int | None = None) -> Model:
+def load(name: str | Path, engine: str | None = None, threads: int | None = None) -> Model:
     """Loads a model.
 
     Args:
         name: path of a model file or run folder, or the name of a model that ships.
-        engine: `onnx` (default, no torch) or `torch` (reference, GPU).
+        engine: `int8`, `onnx` (single precision) or `torch` (reference, GPU); None writes with the fastest and scores
+            in single precision.
         threads: cores that one step may use; None leaves it to the engine.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from textlstm import __version__
-from textlstm.config import PRESETS, Config, CorpusConfig, ModelConfig, SamplingConfig, TrainConfig
+from textlstm.config import ENGINES, PRESETS, Config, CorpusConfig, ModelConfig, SamplingConfig, TrainConfig
 from textlstm.errors import TextLSTMError
 
 Command = Callable[..., Any]
@@ -230,9 +230,11 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     help="Characters per second.",
 )
 @click.option(
-    "--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True, help="What computes."
+    "--engine",
+    type=click.Choice(ENGINES),
+    help="What computes.  [default: int8, or onnx where its kernel does not run]",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Cores that one step may use.  [default: the engine's]")
+@click.option("--threads", type=click.IntRange(min=1), help="Cores that one step may use; int8 takes one.")
 @options_of(SamplingConfig)
 @_common
 def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any) -> None:
@@ -311,9 +313,7 @@ def _type_out(pieces: Any, characters_per_second: float) -> None:
 @click.option("--protocol", default="stream", show_default=True, help="stream, or cold-N for windows of N tokens.")
 @click.option("--lanes", type=click.IntRange(min=1), default=1, help="Read in this many lanes, each from its start.")
 @click.option("--context", help="Text that is read first and not scored: the end of the training text, say.")
-@click.option(
-    "--engine", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True, help="What computes."
-)
+@click.option("--engine", type=click.Choice(ENGINES), default="onnx", show_default=True, help="What computes.")
 @options_of(CorpusConfig, skip=["val_fraction", "val_chars", "val", "dev_fraction"])
 @_common
 def score(

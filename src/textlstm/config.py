@@ -265,6 +265,9 @@ _ORIGINAL_MODEL = {
     "embed_dropout": 0.0, "input_dropout": 0.0, "layer_dropout": 0.0, "output_dropout": 0.0, "weight_dropout": 0.0,
 }  # fmt: skip
 
+#: What can run a finished model.
+ENGINES = ("int8", "onnx", "torch")
+
 #: Named starting points for `--preset`: what they set in ModelConfig and in TrainConfig.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "original": {

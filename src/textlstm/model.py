@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from textlstm import metrics
 from textlstm.config import ModelConfig, SamplingConfig
-from textlstm.engine import Engine, load_engine
+from textlstm.engine import Engine, load_engine, writing_engine
 from textlstm.errors import UsageError
 from textlstm.generation import Limits, Writer, read_prompt, write
 from textlstm.model_file import DType, ModelFile, read_model, write_model
@@ -26,7 +26,8 @@ class Model:
 
     Args:
         file: what its file holds.
-        engine: `onnx` (no torch) or `torch` (reference, GPU).
+        engine: `int8`, `onnx` (single precision) or `torch` (reference, GPU); None writes with the fastest and scores
+            in single precision.
         threads: cores that one step may use; None leaves it to the engine.
 
     Attributes:
@@ -35,14 +36,14 @@ class Model:
         card: where it comes from, what it scores.
     """
 
-    def __init__(self, file: ModelFile, engine: str = "onnx", threads: int | None = None) -> None:
+    def __init__(self, file: ModelFile, engine: str | None = None, threads: int | None = None) -> None:
         self._file, self._engine_name, self._threads = file, engine, threads
         self.config: ModelConfig = file.config
         self.tokenizer: Tokenizer = file.tokenizer
         self.card: dict[str, Any] = file.card
 
     @classmethod
-    def load(cls, name: str | Path, engine: str = "onnx", threads: int | None = None) -> Model:
+    def load(cls, name: str | Path, engine: str | None = None, threads: int | None = None) -> Model:
         """Loads a model by the path of its file, its run folder, or the name of one that ships.
 
         Raises:
@@ -53,12 +54,17 @@ class Model:
 
     @cached_property
     def engine(self) -> Engine:
-        """What runs the model; made when it is first needed."""
-        return load_engine(self._file, self._engine_name, self._threads)
+        """What writes; made when it is first needed."""
+        return load_engine(self._file, self._engine_name or writing_engine(), self._threads)
+
+    @cached_property
+    def scoring_engine(self) -> Engine:
+        """What gives probabilities and scores; made when it is first needed."""
+        return self.engine if self._engine_name else load_engine(self._file, "onnx", self._threads)
 
     def next_token_probs(self, text: str = "") -> NDArray[np.float64]:
         """Probabilities of the token after a text, shape (V,), the document boundary included; they sum to 1."""
-        logits_BV, _ = read_prompt(self.engine, self.tokenizer, text)
+        logits_BV, _ = read_prompt(self.scoring_engine, self.tokenizer, text)
         weights_V = np.exp(logits_BV[0].astype(np.float64) - logits_BV[0].max())
         probs_V: NDArray[np.float64] = weights_V / weights_V.sum()
         return probs_V
@@ -87,7 +93,7 @@ class Model:
         for one in texts:
             ids, size = self.tokenizer.encode(one), len(text_to_bytes(one))
             inner = progress if len(texts) == 1 else metrics.no_progress
-            scores.append(metrics.score(self.engine, ids, len(one), size, before, protocol, progress=inner))
+            scores.append(metrics.score(self.scoring_engine, ids, len(one), size, before, protocol, progress=inner))
             if len(texts) > 1:
                 progress(len(scores), len(texts))
         return metrics.total(scores)

@@ -157,8 +157,14 @@ def _store(name: str, array: NDArray[np.float32], dtype: DType) -> dict[str, NDA
         if np.abs(array).max() > np.finfo(np.float16).max:
             raise ModelFileError(f"tensor {name} has numbers that are too large for fp16; write fp32 instead")
         return {name: array.astype(np.float16)}
-    scale = np.maximum(np.abs(array).max(axis=1), np.float32(1e-12)) / np.float32(127)
-    return {name: np.rint(array / scale[:, None]).astype(np.int8), f"{name}.scale": scale}
+    whole, scale = quantise(array)
+    return {name: whole, f"{name}.scale": scale}
+
+
+def quantise(array_RK: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A matrix as whole numbers from -127 to 127, shape (R, K), and the scale of each row, shape (R,)."""
+    scale_R = np.maximum(np.abs(array_RK).max(axis=1), np.float32(1e-12)) / np.float32(127)
+    return np.rint(array_RK / scale_R[:, None]).astype(np.int8), scale_R
 
 
 def _restore(name: str, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
 """Engines run a finished model: ids and a state in, logits and a state out, as numpy arrays.
 
-`engine.onnx` (ONNX Runtime) is the default and needs no torch; `engine.torch` is the reference and runs on a GPU.
-What they have in common stands here. A row's numbers do not depend on the other rows, nor on how a text is cut into
-pieces.
+`engine.int8` writes: its weights are bytes, and its numbers the same on every machine. `engine.onnx` (ONNX Runtime)
+scores, in single precision. `engine.torch` is the reference and runs on a GPU; the others never import torch. What
+they have in common stands here. A row's numbers do not depend on the other rows, nor on how a text is cut into pieces.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from textlstm.config import ModelConfig
+from textlstm import kernels
+from textlstm.config import ENGINES, ModelConfig
 from textlstm.errors import UsageError
 from textlstm.model_file import ModelFile
 from textlstm.state import State
 
-ENGINES = ("onnx", "torch")
 _PREFILL = 512  # tokens that are read in one go: the weights are read once for all of them
 
 
@@ -84,14 +84,23 @@ class Engine(ABC):
         return np.log(total) + (peak - chosen)[:, :, 0], state
 
 
+def writing_engine() -> str:
+    """The name of the engine that writes unless told otherwise: `int8` where its kernel runs, else `onnx`."""
+    return "onnx" if kernels.load() is None else "int8"
+
+
 def load_engine(file: ModelFile, name: str = "onnx", threads: int | None = None) -> Engine:
     """Makes the engine of that name for a model.
 
     Args:
         file: the model.
-        name: `onnx` or `torch`.
-        threads: cores that one step may use; None leaves it to the engine.
+        name: `int8`, `onnx` or `torch`.
+        threads: cores that one step may use; None leaves it to the engine. `int8` takes one.
     """
+    if name == "int8":
+        from textlstm.engine.int8 import Int8Engine
+
+        return Int8Engine(file)
     if name == "onnx":
         from textlstm.engine.onnx import OnnxEngine
 
