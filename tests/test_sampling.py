@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from textlstm import kernels, sampling
 from textlstm.config import SamplingConfig
 from textlstm.errors import DivergedError, UsageError
 from textlstm.sampling import (
@@ -61,7 +62,7 @@ def test_temperature():
     out = scale_temperature(np.array([[2.0, -1.0], [2.0, -1.0]]), np.array([0.5, 4.0]))
     assert out.tolist() == [[4.0, -2.0], [0.5, -0.25]]
     # T = 1/2 squares the probabilities: .25, .0625, .0225, .01 of a total of .345
-    np.testing.assert_allclose(distribution(LOGITS, temperature=0.5), np.array([25, 6.25, 2.25, 1]) / 34.5)
+    np.testing.assert_allclose(distribution(LOGITS, temperature=0.5), np.array([25, 6.25, 2.25, 1]) / 34.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_the_prompt_counts_for_repetition_only():
     row = dict(prompt=[0, 0], written=[1, 1, 1])
     row |= dict(repetition_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25)
     weights = [math.exp(x) for x in (1.0, 0.25, 1.0)]
-    np.testing.assert_allclose(distribution(logits, **row), np.array(weights) / sum(weights))
+    np.testing.assert_allclose(distribution(logits, **row), np.array(weights) / sum(weights), rtol=1e-6)
 
 
 def test_history_is_kept_only_for_penalties():
@@ -174,15 +175,16 @@ def test_history_is_kept_only_for_penalties():
     ],
 )
 def test_order(settings, expected):
-    np.testing.assert_allclose(distribution(LOGITS, **settings), expected, atol=1e-12)
+    np.testing.assert_allclose(distribution(LOGITS, **settings), expected, rtol=1e-6)
 
 
 # --- by definition: plain loops over one row -----------------------------------------------------------
-# Where a value stands within 1e-9 of its limit, rounding decides, and the case is left out.
+# Weights are whole numbers made in single precision. Where a value stands within 2e-5 of its limit, rounding decides,
+# and the case is left out.
 
 
 def clear(value, limit):
-    assume(abs(value - limit) > 1e-9)
+    assume(abs(value - limit) > 2e-5)
 
 
 def softmax(logits):
@@ -258,7 +260,7 @@ def ref_distribution(logits, row):
 
 
 quarters = st.integers(-12, 12).map(lambda n: n / 4)  # coarse, so that ties are common
-finite = quarters | st.floats(-9, 9).map(lambda x: round(x, 5))
+finite = quarters | st.floats(-9, 9).map(lambda x: round(x, 3))
 shares = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 0.99))
 
 
@@ -319,13 +321,62 @@ def test_distributions_and_draws_follow_their_definition(data):
     logits = data.draw(st.lists(st.lists(finite, min_size=V, max_size=V), min_size=B, max_size=B))
     block = np.array(logits, np.float32)
     expected = [ref_distribution(x, row) for x, row in zip(block, rows, strict=True)]
-    np.testing.assert_allclose(probabilities(block, rows), expected, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(probabilities(block, rows), expected, rtol=3e-5, atol=1e-8)
 
     uniforms = [np.random.default_rng(row.rng.bit_generator.seed_seq).random() for row in rows]
     ids = sample(block, rows)
     for id, probs, u in zip(ids, expected, uniforms, strict=True):
-        assert sum(probs[:id]) - 1e-9 <= u <= sum(probs[: id + 1]) + 1e-9 or probs[id] == 1
+        assert sum(probs[:id]) - 1e-5 <= u <= sum(probs[: id + 1]) + 1e-5 or probs[id] == 1
         assert probs[id] > 0
+
+
+# --- the compiled draw ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not kernels.kinds(), reason="the kernel does not run on this machine")
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_compiled_draw_equals_the_reference(data):
+    """Every bit of it: the same ids from the same numbers, ties and edges included."""
+    B, V = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 70) | st.integers(1000, 1100))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    logits = rng.normal(size=(B, V), scale=data.draw(st.sampled_from([0.1, 3.0, 40.0]))).astype(np.float32)
+    if data.draw(st.booleans()):
+        logits = np.round(logits * 2) / 2  # many ties
+    logits[:, 1:][rng.random((B, V - 1)) < 0.1] = -INF
+    settings_B = [
+        dict(
+            temperature=data.draw(st.sampled_from([0.0, 1e-300, 0.3, 0.8, 1.0, 2.5, 1e300])),
+            top_k=data.draw(st.sampled_from([0, 1, 3, 40, 10**9])),
+            top_p=data.draw(st.sampled_from([1.0, 0.0, 0.3, 0.5, 0.95, 0.999999])),
+            min_p=data.draw(st.sampled_from([0.0, 0.02, 0.5, 1.0])),
+            banned=data.draw(st.none() | st.lists(st.integers(1, max(1, V - 1)), max_size=min(9, V - 1))),
+        )
+        for _ in range(B)
+    ]  # fmt: skip
+    mark = data.draw(st.sampled_from([None, 0.0, 1 - 2**-53, 1.0]))
+
+    def rows():
+        made = [make_row(V, seed=seed, **settings) for seed, settings in enumerate(settings_B)]
+        for row in made if mark is not None else []:
+            row.rng = Stuck(mark)
+        return made
+
+    expected = sampling.reference(logits, rows()).tolist()
+    for kind in kernels.kinds():
+        assert sampling._draw(kernels.load(kind), logits, rows()).tolist() == expected
+    assert sample(logits, rows()).tolist() == expected
+
+
+def test_rows_that_the_kernel_cannot_do_stand_beside_those_that_it_can():
+    logits = np.random.default_rng(0).normal(size=(6, 50), scale=3).astype(np.float32)
+
+    def rows():
+        every = [dict(), dict(typical_p=0.5), dict(top_k=3), dict(presence_penalty=0.5), dict(temperature=0.0), dict()]
+        return [make_row(50, seed=seed, **one) for seed, one in enumerate(every)]
+
+    assert [row.quick for row in rows()] == [True, False, True, False, True, True]
+    assert sample(logits, rows()).tolist() == sampling.reference(logits, rows()).tolist()
 
 
 # --- draws ---------------------------------------------------------------------------------------------
@@ -456,7 +507,7 @@ def test_the_last_token_with_probability_takes_what_rounding_leaves():
     ],
 )
 def test_edges(logits, settings, expected):
-    np.testing.assert_allclose(distribution(logits, **settings), expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(distribution(logits, **settings), expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("bad", [[0.0, math.nan, 1.0], [0.0, INF, 1.0], [-INF, -INF, -INF], [math.nan] * 3])
@@ -492,4 +543,6 @@ def test_the_callers_logits_stay_as_they_are():
 def test_rows_and_logits_must_match():
     with pytest.raises(ValueError):
         sample(np.zeros((2, 3)), [make_row(3)])
+    with pytest.raises(ValueError):
+        sample(np.zeros((2, 3), np.float32), [make_row(3)])
     assert sample(np.zeros((0, 3)), []).tolist() == []

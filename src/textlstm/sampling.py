@@ -4,19 +4,23 @@ The operators apply in the order of the fields of `SamplingConfig`. Each takes a
 one for each row, sets removed tokens to -inf and always leaves one. `top_k` and `min_p` keep or drop equal
 logits together; `top_p` and `typical_p` keep the smallest set, of equal tokens at its edge the lowest ids.
 
-Nothing is summed across rows: what a row draws depends on its own logits and stream only, bit for bit.
+A token's weight is a whole number, `weights`, so that sums are exact and what a row draws depends on its own logits
+and stream only, bit for bit, on every machine. `kernels` does the common cases again, compiled; `sample` takes that
+where it can, and the tests hold both equal.
 
 Shapes: B rows of a batch, V ids of the vocabulary, D rows that draw (those with a temperature above 0).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from textlstm import kernels
 from textlstm.config import SamplingConfig
 from textlstm.errors import DivergedError, TextLSTMError, UsageError
 
@@ -39,10 +43,29 @@ class Row:
         self, config: SamplingConfig, rng: np.random.Generator, vocab_size: int, banned: Bools | None = None
     ) -> None:
         self.config, self.rng, self.banned = config, rng, banned
+        self._compiled: tuple[float, float, float, int] | None = None  # what `kernels.ROW` takes of the settings
         self.penalties = (config.repetition_penalty, config.frequency_penalty, config.presence_penalty)
         self.penalized = self.penalties != (1, 0, 0)
         self.seen: Bools = np.zeros(vocab_size if self.penalized else 0, np.bool_)
         self.counts: npt.NDArray[np.int32] = np.zeros(self.seen.shape, np.int32)
+        if not self.penalized and config.typical_p == 1:
+            least = math.log(config.min_p) if config.min_p > 0 else -math.inf
+            self._compiled = (config.temperature, config.top_p, least, config.top_k)
+
+    @property
+    def quick(self) -> bool:
+        """Whether the compiled draw can do this row."""
+        return self._compiled is not None
+
+    def compiled(self) -> tuple[float, float, float, float, int, int]:
+        """A quick row as `kernels.ROW` has it, with the next number of its stream, or none at temperature 0."""
+        assert self._compiled is not None
+        temperature, top_p, least, top_k = self._compiled
+        mark = self.rng.random() if temperature > 0 else 0.0
+        if self.banned is None:
+            return temperature, top_p, least, mark, top_k, 0
+        self.banned = np.ascontiguousarray(self.banned, np.bool_)
+        return temperature, top_p, least, mark, top_k, kernels.address(self.banned)
 
     def read(self, ids: npt.ArrayLike) -> None:
         """Notes tokens of the prompt (T,), which only the repetition penalty heeds."""
@@ -91,7 +114,22 @@ def scale_temperature(logits_BV: Floats, temperature_B: Floats) -> Floats:
     Returns:
         Logits (B, V).
     """
-    return logits_BV / temperature_B[:, None]
+    return logits_BV / np.clip(temperature_B, 1e-30, 1e30).astype(logits_BV.dtype)[:, None]
+
+
+def weights(logits_BV: Floats) -> npt.NDArray[np.int64]:
+    """Whole numbers in proportion to the probabilities of tokens: 2^30 for the likeliest of a row.
+
+    Args:
+        logits_BV: logits (B, V), the largest of each row 0.
+
+    Returns:
+        Weights (B, V); 0 where the probability is below 5e-10 of the likeliest token's.
+    """
+    whole_BV: npt.NDArray[np.int64] = np.rint(
+        kernels.exponential(logits_BV.astype(np.float32)) * np.float32(2**30)
+    ).astype(np.int64)
+    return whole_BV
 
 
 def top_k(logits_BV: Floats, k_B: Ints) -> Floats:
@@ -124,7 +162,8 @@ def typical_p(logits_BV: Floats, mass_B: Floats) -> Floats:
     probs_BV = _softmax(logits_BV)
     surprise_BV = -np.log(probs_BV)
     entropy_B = (probs_BV * np.where(probs_BV > 0, surprise_BV, 0)).sum(-1)
-    return _keep_mass(logits_BV, probs_BV, np.abs(surprise_BV - entropy_B[:, None]), mass_B)
+    whole_BV = weights(logits_BV - logits_BV.max(-1, keepdims=True))
+    return _keep_mass(logits_BV, whole_BV, np.abs(surprise_BV - entropy_B[:, None]), mass_B)
 
 
 def top_p(logits_BV: Floats, mass_B: Floats) -> Floats:
@@ -137,7 +176,7 @@ def top_p(logits_BV: Floats, mass_B: Floats) -> Floats:
     Returns:
         Logits (B, V), -inf where removed.
     """
-    return _keep_mass(logits_BV, _softmax(logits_BV), -logits_BV, mass_B)
+    return _keep_mass(logits_BV, weights(logits_BV - logits_BV.max(-1, keepdims=True)), -logits_BV, mass_B)
 
 
 @np.errstate(divide="ignore")
@@ -179,10 +218,10 @@ def probabilities(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.floa
         DivergedError: the logits of a row hold NaN or +inf, or nothing but -inf.
         UsageError: the bans and penalties of a row leave nothing to draw.
     """
-    best_B, drawing, probs_DV = _distributions(logits_BV, rows)
+    best_B, drawing, whole_DV = _distributions(logits_BV, rows)
     probs_BV = np.zeros(logits_BV.shape)
     probs_BV[np.arange(len(rows)), best_B] = 1
-    probs_BV[drawing] = probs_DV
+    probs_BV[drawing] = whole_DV / whole_DV.sum(-1, keepdims=True)
     return probs_BV
 
 
@@ -199,23 +238,53 @@ def sample(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
     Raises:
         DivergedError, UsageError: as `probabilities`.
     """
-    best_B, drawing, probs_DV = _distributions(logits_BV, rows)
-    below_DV = np.cumsum(probs_DV, axis=-1, out=probs_DV)
+    if len(rows) != len(logits_BV):
+        raise ValueError(f"{len(rows)} rows for {len(logits_BV)} rows of logits")
+    kernel = kernels.load()
+    quick = [i for i, row in enumerate(rows) if row.quick]
+    if kernel is None or logits_BV.dtype != np.float32 or not quick:
+        return reference(logits_BV, rows)
+    if len(quick) == len(rows):
+        return _draw(kernel, logits_BV, rows)
+    ids_B = np.empty(len(rows), np.int64)
+    slow = [i for i, row in enumerate(rows) if not row.quick]
+    ids_B[quick] = _draw(kernel, logits_BV[quick], [rows[i] for i in quick], quick)
+    ids_B[slow] = reference(logits_BV[slow], [rows[i] for i in slow], slow)
+    return ids_B
+
+
+def reference(logits_BV: Floats, rows: Sequence[Row], numbers: Sequence[int] | None = None) -> npt.NDArray[np.int64]:
+    """What `sample` does, slow and obvious; `numbers` are those by which an error names the rows."""
+    best_B, drawing, whole_DV = _distributions(logits_BV, rows, numbers)
+    below_DV = np.cumsum(whole_DV, axis=-1)
     total_D = below_DV[:, -1]
-    # The product can round up to the total, above which no token begins.
-    mark_D = np.minimum([rows[i].rng.random() for i in drawing] * total_D, np.nextafter(total_D, 0))
-    best_B[drawing] = (below_DV > mark_D[:, None]).argmax(-1)
+    marks_D = np.array([rows[i].rng.random() for i in drawing]) * total_D
+    place_D = np.minimum(marks_D.astype(np.int64), total_D - 1)  # the product can round up to the total
+    best_B[drawing] = (below_DV > place_D[:, None]).argmax(-1)
     return best_B
 
 
+def _draw(
+    kernel: kernels.Kernel, logits_BV: Floats, rows: Sequence[Row], numbers: Sequence[int] | None = None
+) -> npt.NDArray[np.int64]:
+    """The draw of quick rows, compiled."""
+    B, V = logits_BV.shape
+    logits_BV = np.ascontiguousarray(logits_BV)
+    settings_B = np.array([row.compiled() for row in rows], kernels.ROW)
+    ids_B, scratch = np.empty(B, np.int64), np.empty(3 * V, np.int32)
+    kernel.draw(B, V, *map(kernels.address, (logits_BV, settings_B, scratch, ids_B)))
+    if ids_B.min() < 0:
+        _distributions(logits_BV, rows, numbers)  # which says what is wrong
+    return ids_B
+
+
 def _distributions(
-    logits_BV: Floats, rows: Sequence[Row]
-) -> tuple[npt.NDArray[np.int64], list[int], npt.NDArray[np.float64]]:
-    """The likeliest token of each row (B,), which D rows draw, and their probabilities (D, V)."""
+    logits_BV: Floats, rows: Sequence[Row], numbers: Sequence[int] | None = None
+) -> tuple[npt.NDArray[np.int64], list[int], npt.NDArray[np.int64]]:
+    """The likeliest token of each row (B,), which D rows draw, and the weights of their tokens (D, V)."""
     diverged = "the logits hold NaN or infinity; train again with a smaller lr, or take an earlier checkpoint"
-    _require_finite(logits_BV.max(-1), DivergedError, diverged)
-    # In C order a sum runs along its row in the same way whatever the batch, so its last bit is the same.
-    x_BV = np.array(logits_BV, np.float64, order="C")
+    _require_finite(logits_BV.max(-1), DivergedError, diverged, numbers)
+    x_BV: Floats = np.array(logits_BV, np.float32)
     for x_V, row in zip(x_BV, rows, strict=True):
         if row.banned is not None:
             x_V[row.banned] = -np.inf
@@ -223,11 +292,13 @@ def _distributions(
     if on:
         repetition, frequency, presence = np.array([rows[i].penalties for i in on], np.float64).T
         seen, counts = np.stack([rows[i].seen for i in on]), np.stack([rows[i].counts for i in on])
-        x_BV[on] = penalize(x_BV[on], repetition, frequency, presence, seen, counts)
+        with np.errstate(over="ignore"):  # infinities are found below
+            x_BV[on] = penalize(x_BV[on].astype(np.float64), repetition, frequency, presence, seen, counts)
     best_B = x_BV.argmax(-1).astype(np.int64)
     top_B = x_BV[np.arange(len(rows)), best_B]
-    _require_finite(top_B, UsageError, "no token is left to draw; ban fewer tokens, or use smaller penalties")
-    x_BV -= top_B[:, None]  # so that a tiny temperature sends logits to -inf, never to +inf
+    _require_finite(top_B, UsageError, "no token is left to draw; ban fewer tokens, or use smaller penalties", numbers)
+    with np.errstate(over="ignore"):
+        x_BV -= top_B[:, None]  # so that a tiny temperature sends logits to -inf, never to +inf
     drawing = [i for i, row in enumerate(rows) if row.config.temperature > 0]
     x_DV: Floats = x_BV if len(drawing) == len(rows) else x_BV[drawing]
     for operator, field, off in _OPERATORS:
@@ -237,13 +308,14 @@ def _distributions(
             x_DV = operator(x_DV, np.array(values))
         elif on:
             x_DV[on] = operator(x_DV[on], np.array(values)[on])
-    return best_B, drawing, _softmax(x_DV)
+    return best_B, drawing, weights(x_DV)
 
 
-def _require_finite(top_B: Floats, error: type[TextLSTMError], problem: str) -> None:
+def _require_finite(top_B: Floats, error: type[TextLSTMError], problem: str, numbers: Sequence[int] | None) -> None:
     finite_B = np.isfinite(top_B)
     if not finite_B.all():
-        raise error(f"row {finite_B.argmin()}: {problem}")
+        row = int(finite_B.argmin())
+        raise error(f"row {row if numbers is None else numbers[row]}: {problem}")
 
 
 def _softmax(logits_BV: Floats) -> npt.NDArray[np.float64]:
@@ -254,11 +326,11 @@ def _softmax(logits_BV: Floats) -> npt.NDArray[np.float64]:
     return probs_BV
 
 
-def _keep_mass(logits_BV: Floats, probs_BV: Floats, rank_BV: Floats, mass_B: Floats) -> Floats:
-    """Keeps tokens by ascending rank, lowest ids first, until their probabilities reach the mass."""
+def _keep_mass(logits_BV: Floats, whole_BV: Ints, rank_BV: Floats, mass_B: Floats) -> Floats:
+    """Keeps tokens by ascending rank, lowest ids first, until their weights reach the mass."""
     order_BV = rank_BV.argsort(-1)
-    reached_BV = np.take_along_axis(probs_BV, order_BV, -1).cumsum(-1)
-    wanted_B1 = np.where(mass_B < 1, mass_B, np.inf)[:, None]
+    reached_BV = np.take_along_axis(whole_BV, order_BV, -1).cumsum(-1)
+    wanted_B1 = np.where(mass_B < 1, mass_B * whole_BV.sum(-1), np.inf)[:, None]
     kept_B1 = 1 + (reached_BV[:, :-1] < wanted_B1).sum(-1, keepdims=True)
     last_B1 = np.take_along_axis(rank_BV, np.take_along_axis(order_BV, kept_B1 - 1, -1), -1)
     # A stable sort would put equal ranks in order as well, but takes five times as long at V = 50,257.

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from textlstm import kernels
 from textlstm.config import ModelConfig
 from textlstm.engine import Engine
+from textlstm.kernels import address, exponential
 from textlstm.model_file import ModelFile, quantise
 from textlstm.state import State
 
@@ -100,20 +101,6 @@ def quantise_network(config: ModelConfig, weights: Mapping[str, Floats]) -> Quan
 
 
 # --- the arithmetic, slow and obvious -------------------------------------------------------------------------------
-
-
-def exponential(x: Floats) -> Floats:
-    """e^x between -87 and 88 in single precision: 2^n times the Taylor polynomial of degree 7; exact to 2e-7."""
-    one = np.float32(1)
-    x = np.minimum(np.float32(88), np.maximum(np.float32(-87), x))
-    n = np.rint(x * np.float32(1.44269504))
-    r = x - n * np.float32(0.693145752) - n * np.float32(1.42860677e-6)
-    p = np.full_like(r, one / np.float32(5040))
-    for divisor in (720, 120, 24, 6, 2, 1, 1):
-        p = p * r + one / np.float32(divisor)
-    power = ((n.astype(np.int32) + 127) << 23).view(np.float32)
-    result: Floats = p * power
-    return result
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -247,7 +234,7 @@ class _Packed:
     def _keep(self, array: NDArray[Any]) -> int:
         array = np.ascontiguousarray(array)
         self._kept.append(array)
-        return _address(array)
+        return address(array)
 
     def _pack(self, kernel: kernels.Kernel, matrix: Matrix, hidden: int | None = None) -> kernels.Matrix:
         """A matrix in panels of 64 outputs; those of an LSTM layer are 16 units with their four gates."""
@@ -255,10 +242,10 @@ class _Packed:
         units, stride, group = (R, 64, 16) if hidden is None else (hidden, 16, hidden)
         panels = -(-units // stride)
         weights = np.empty(panels * 64 * (-(-K // 8) * 8) + 64, np.int8)
-        weights = weights[-_address(weights) % 64 :]  # a register's load that crosses no cache line is twice as fast
+        weights = weights[-address(weights) % 64 :]  # a register's load that crosses no cache line is twice as fast
         offset = np.empty(panels * 64, np.int32)
         q_RK = np.ascontiguousarray(matrix.weights_RK)
-        kernel.pack(K, panels, stride, group, units, _address(q_RK), _address(weights), _address(offset))
+        kernel.pack(K, panels, stride, group, units, address(q_RK), address(weights), address(offset))
 
         def spread(array_R: Floats) -> int:
             gates = array_R[None] if hidden is None else array_R.reshape(4, hidden)
@@ -281,10 +268,10 @@ class _Packed:
             job = self._job
             if self._sizes != (B, T, P):
                 self._resize(job, B, T, P)
-            job.ids, job.positions = _address(ids_BT), _address(positions_P)
-            job.h_before, job.c_before = map(_address, before)
-            job.h_after, job.c_after = map(_address, after)
-            job.logits = _address(logits_BPV)
+            job.ids, job.positions = address(ids_BT), address(positions_P)
+            job.h_before, job.c_before = map(address, before)
+            job.h_after, job.c_after = map(address, after)
+            job.logits = address(logits_BPV)
             self._run(self._network, ctypes.pointer(job))
         return logits_BPV, State(*after)
 
@@ -299,11 +286,6 @@ class _Packed:
         for name, (size, dtype) in sizes.items():
             if name not in self._scratch or self._scratch[name].size < size:
                 self._scratch[name] = np.zeros(size, dtype)
-            setattr(job, name, _address(self._scratch[name]))
+            setattr(job, name, address(self._scratch[name]))
         job.rows, job.steps, job.wanted, job.longest = B, T, P, K
         self._sizes = (B, T, P)
-
-
-def _address(array: NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address

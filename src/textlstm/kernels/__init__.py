@@ -1,7 +1,8 @@
-"""Compiled arithmetic, for processors and systems that have it: `linux-x86_64.so`, built from `int8.c` by `build.sh`.
+"""Compiled arithmetic for processors and systems that have it: `linux-x86_64.so`, built from C by `build.sh`.
 
 The library ships built, so that installing needs no compiler, and it is optional: where it does not fit, `load` gives
-None and the caller takes its own slower way. Nothing here knows what the numbers mean; `engine.int8` does.
+None and the caller takes its own slower way, which gives the same bits. `engine.int8` and `sampling` say what the
+numbers mean; `exponential` stands here because both need it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import platform
 from ctypes import POINTER, Structure, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 #: Names of the instruction sets, best first, and the flags of a processor that has them.
 KINDS = {
@@ -59,6 +64,31 @@ class Job(Structure):
     ]
 
 
+#: `struct row` of sampling.c.
+ROW = np.dtype(
+    [("temperature", "f8"), ("top_p", "f8"), ("least", "f8"), ("mark", "f8"), ("top_k", "i8"), ("banned", "i8")]
+)
+
+
+def exponential(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """e^x in single precision, from -87 to 88: 2^n times the Taylor polynomial of degree 7; exact to 2e-7."""
+    one = np.float32(1)
+    x = np.minimum(np.float32(88), np.maximum(np.float32(-87), x))
+    n = np.rint(x * np.float32(1.44269504))
+    r = x - n * np.float32(0.693145752) - n * np.float32(1.42860677e-6)
+    p = np.full_like(r, one / np.float32(5040))
+    for divisor in (720, 120, 24, 6, 2, 1, 1):
+        p = p * r + one / np.float32(divisor)
+    result: NDArray[np.float32] = p * ((n.astype(np.int32) + 127) << 23).view(np.float32)
+    return result
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where an array's numbers begin."""
+    begin: int = array.__array_interface__["data"][0]
+    return begin
+
+
 class Kernel:
     """The functions of one instruction set.
 
@@ -69,10 +99,11 @@ class Kernel:
 
     def __init__(self, library: ctypes.CDLL, kind: str) -> None:
         self.kind = kind
-        self.pack, self.run = (getattr(library, f"{name}_{kind}") for name in ("pack", "run"))
+        self.pack, self.run, self.draw = (getattr(library, f"{name}_{kind}") for name in ("pack", "run", "draw"))
         self.pack.argtypes = [c_int64] * 5 + [c_void_p] * 3
         self.run.argtypes = [POINTER(Network), POINTER(Job)]
-        self.pack.restype = self.run.restype = None
+        self.draw.argtypes = [c_int64] * 2 + [c_void_p] * 4
+        self.pack.restype = self.run.restype = self.draw.restype = None
 
 
 @cache

@@ -3,22 +3,12 @@
  * Integer sums are exact, and every operation on floats is one that IEEE 754 defines, in a fixed order and never fused,
  * so the result does not depend on the instruction set, the batch or the cut of a text.
  *
- * One source for three instruction sets (see build.sh): KIND is the suffix of every name, LANES the floats of a register,
- * DOT whether the processor sums products of bytes by itself (VNNI).
- *
  * A matrix is stored in panels of 64 outputs: for each 4 inputs 4 groups of 16 outputs, for each output 4 bytes. In an
  * LSTM layer the groups are the gates i, f, g, o of 16 units. One core is enough: a step of two layers of 384 units
  * takes it 60 microseconds, and waiting for a second core costs more than that core saves where anything else runs.
  */
-#include <immintrin.h>
-#include <stdint.h>
+#include "vector.h"
 
-#define JOIN2(a, b) a##_##b
-#define JOIN(a, b) JOIN2(a, b)
-#define NAME(name) JOIN(name, KIND)
-
-typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int8_t bvec __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef int32_t word __attribute__((aligned(1), may_alias));
 #define PARTS (16 / LANES) /* registers for 16 floats */
@@ -59,36 +49,6 @@ struct job {
 
 /* ---- floats ---------------------------------------------------------------------------------------------------- */
 
-static inline vec load(const float *p) { return *(const vec *)p; }
-static inline void store(float *p, vec v) { *(vec *)p = v; }
-static inline vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
-#if LANES == 16
-static inline vec all(float x) { return (vec)_mm512_set1_ps(x); }
-static inline vec nearest(vec x) { return (vec)_mm512_roundscale_ps((__m512)x, 8); }
-static inline vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
-static inline vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
-static inline ivec whole(vec x) { return (ivec)_mm512_cvttps_epi32((__m512)x); }
-#else
-static inline vec all(float x) { return (vec)_mm256_set1_ps(x); }
-static inline vec nearest(vec x) { return (vec)_mm256_round_ps((__m256)x, 8); }
-static inline vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
-static inline vec smaller(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
-static inline ivec whole(vec x) { return (ivec)_mm256_cvttps_epi32((__m256)x); }
-#endif
-
-static inline vec exponential(vec x)
-{
-    x = smaller(all(88.0f), larger(all(-87.0f), x));
-    vec n = nearest(x * 1.44269504f), r = x - n * 0.693145752f - n * 1.42860677e-6f, p = all(1.0f / 5040);
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * (vec)((whole(n) + 127) << 23);
-}
 static inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 static inline vec hyperbolic(vec x) { return 1.0f - 2.0f / (1.0f + exponential(x + x)); }
 
