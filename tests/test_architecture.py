@@ -26,7 +26,7 @@ LAYERS = (
     {"corpus", "sampling", "network", "metrics"},
     {"model_file"},
     {"legacy", "engine", "trainer", "autopilot", "registry"},
-    {"generation", "view", "report"},
+    {"generation", "view", "report", "export"},
     {"model"},
     {"run"},
     {"api"},

@@ -387,6 +387,36 @@ def import_(checkpoint: Path, out: Path, corpus: str | None, dtype: Any, as_json
         click.echo(f"{out}: {params:,} parameters")
 
 
+@cli.command(short_help="Hand a model on: one web page, ONNX, or transformers.")
+@click.argument("model")
+@click.option("--to", type=click.Choice(["html", "onnx", "transformers"]), required=True, help="The format.")
+@click.argument("out", type=click.Path(path_type=Path))
+@_common
+def export(model: str, to: str, out: Path, as_json: bool, quiet: bool) -> None:
+    """Write a MODEL as something that works without textlstm.
+
+    html is one file that opens from disk in any browser and writes there, with no network. onnx is a folder with two
+    graphs, a step and a sequence, with the state going in and out. transformers is a folder for Hugging Face's
+    library, and can be given wherever a model can.
+
+    \b
+    textlstm export shakespeare --to html shakespeare.html
+    textlstm export runs/my-novel-1 --to onnx my-novel-onnx
+    textlstm export shakespeare --to transformers shakespeare-hf
+    """
+    from textlstm.export import export as write
+    from textlstm.model_file import read_model
+    from textlstm.registry import find_model
+
+    write(read_model(find_model(model)), to, out)
+    files = [out] if out.is_file() else sorted(out.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    if as_json:
+        _print_json({"model": model, "to": to, "out": str(out), "bytes": size, "files": [str(f) for f in files]})
+    else:
+        click.echo(f"{out}: {size:,} bytes")
+
+
 @cli.command(short_help="Show what is in a model file.")
 @click.argument("model")
 @_common

@@ -15,6 +15,7 @@ from textlstm import metrics
 from textlstm.config import ModelConfig, SamplingConfig
 from textlstm.engine import Engine, load_engine, writing_engine
 from textlstm.errors import UsageError
+from textlstm.export import export
 from textlstm.generation import Limits, Writer, read_prompt, write
 from textlstm.model_file import DType, ModelFile, read_model, write_model
 from textlstm.registry import find_model
@@ -151,3 +152,11 @@ class Model:
         """Writes the model to a file; `dtype` is `fp32`, `fp16` or `int8`."""
         file = self._file
         write_model(path, file.config, file.tokenizer, file.weights, file.card, dtype)
+
+    def export(self, out: str | Path, to: str = "html") -> None:
+        """Writes the model as one offline page (`html`), ONNX graphs (`onnx`) or a folder for `transformers`.
+
+        Raises:
+            UsageError: an unknown format, or a place that cannot be written to.
+        """
+        export(self._file, to, out)

@@ -55,15 +55,27 @@ def write_model(
     card: Mapping[str, Any],
     dtype: DType = "fp32",
 ) -> str:
-    """Writes a model file, whole or not at all.
+    """Writes a model file, whole or not at all; arguments, result and errors as in `model_bytes`."""
+    data, digest = model_bytes(config, tokenizer, weights, card, dtype)
+    write_atomically(Path(path), data)
+    return digest
+
+
+def model_bytes(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, NDArray[np.float32]],
+    card: Mapping[str, Any],
+    dtype: DType = "fp32",
+) -> tuple[bytes, str]:
+    """The content of a model file.
 
     Args:
-        path: where to.
         config, tokenizer, weights, card: what it holds.
         dtype: how matrices are stored; vectors stay fp32.
 
     Returns:
-        The SHA-256 of the content.
+        The bytes, and the SHA-256 of the content that stands in them.
 
     Raises:
         ModelFileError: the weights do not fit the configuration or are not finite.
@@ -81,8 +93,7 @@ def write_model(
     metadata = {key: json.dumps(value, ensure_ascii=True) for key, value in values.items()}
     digest = _digest(metadata, tensors)
     metadata |= {"format": "textlstm", "format_version": str(FORMAT_VERSION), "sha256": digest}
-    write_atomically(Path(path), save(tensors, metadata=metadata))
-    return digest
+    return save(tensors, metadata=metadata), digest
 
 
 def read_model(path: str | Path) -> ModelFile:
