@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import random
+import shutil
 import socket
 
 import pytest
@@ -80,3 +82,21 @@ def no_network():
         patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
         patch.setattr(socket, "getaddrinfo", getaddrinfo)
         yield
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium, driven by Playwright; where it is missing the test skips, or fails if one is required."""
+    path = shutil.which("chromium")
+    if path is None:
+        problem = "chromium is not installed: make browser"
+        if os.environ.get("TEXTLSTM_REQUIRE_BROWSER"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # As root, in a container, Chromium does not start with its sandbox.
+        browser = playwright.chromium.launch(executable_path=path, chromium_sandbox=os.geteuid() != 0)
+        yield browser
+        browser.close()

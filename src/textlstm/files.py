@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -23,6 +25,26 @@ def write_atomically(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a folder of files whole or not at all: under a temporary name beside it, then renamed.
+
+    Args:
+        path: where the folder shall be; nothing or an empty folder.
+        files: name to content.
+    """
+    temporary = path.absolute().with_name(f".{path.absolute().name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir()
+        for name, data in files.items():
+            write_atomically(temporary / name, data)
+        if path.is_dir():
+            path.rmdir()
+        os.replace(temporary, path)
+        sync_folder(path.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:

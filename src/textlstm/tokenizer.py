@@ -149,7 +149,7 @@ class CharTokenizer(Tokenizer):
         codes = np.array([ord(c) for c in characters], dtype=np.uint32)
         self._order = np.argsort(codes).astype(np.int32)
         self._sorted_codes = codes[self._order]
-        self._substitute = next((characters.index(c) for c in "? " if c in characters), 0)
+        self.substitute = next((characters.index(c) for c in "? " if c in characters), 0)
 
     @classmethod
     def from_text(cls, text: str, byte_fallback: bool = True) -> CharTokenizer:
@@ -161,7 +161,7 @@ class CharTokenizer(Tokenizer):
         codes = np.frombuffer(_escape(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         places = np.minimum(np.searchsorted(self._sorted_codes, codes), len(self._sorted_codes) - 1)
         known = self._sorted_codes[places] == codes
-        ids = np.where(known, self._order[places], self._substitute).astype(np.int32)
+        ids = np.where(known, self._order[places], self.substitute).astype(np.int32)
         if self.byte_fallback and not known.all():
             escaped = (codes >= 0xDC80) & (codes <= 0xDCFF)
             lengths = 1 + np.sum([codes >= limit for limit in (0x80, 0x800, 0x10000)], axis=0)
@@ -402,6 +402,29 @@ def _total_bytes(merges: NDArray[np.int64]) -> int:
         if total > 1 << 26:
             break
     return total
+
+
+def to_hugging_face(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer as an object of the package `tokenizers`, whose JSON others can read.
+
+    Lone surrogates, which that package's strings cannot hold, are the one thing that it does not encode.
+    """
+    import tokenizers as tk
+
+    if isinstance(tokenizer, CharTokenizer):
+        vocabulary = {character: id for id, character in enumerate(tokenizer.characters)}
+        if tokenizer.byte_fallback:
+            vocabulary |= {f"<0x{byte:02X}>": len(tokenizer.characters) + byte for byte in range(256)}
+        substitute = None if tokenizer.byte_fallback else tokenizer.characters[tokenizer.substitute]
+        model = tk.models.BPE(vocabulary, [], unk_token=substitute, byte_fallback=tokenizer.byte_fallback)
+        made = tk.Tokenizer(model)
+        made.decoder = tk.decoders.Sequence([tk.decoders.ByteFallback(), tk.decoders.Fuse()])
+        return made
+    bytewise = BPETokenizer(np.zeros((0, 2), dtype=np.int64)) if isinstance(tokenizer, ByteTokenizer) else tokenizer
+    assert isinstance(bytewise, BPETokenizer)
+    made = tk.Tokenizer.from_str(bytewise._backend.to_str())
+    made.decoder = tk.decoders.ByteLevel()
+    return made
 
 
 def gpt2_tokenizer() -> BPETokenizer:

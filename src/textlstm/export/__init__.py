@@ -27,6 +27,8 @@ def export(file: ModelFile, to: str, out: str | Path) -> None:
     out = Path(out)
     if not out.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {str(out.parent)!r} to export into; make it first")
+    if to != "html" and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise UsageError(f"{str(out)!r} is there already; name another folder, or delete it first")
     if to == "html":
         from textlstm.export.html import write_page
 
