@@ -67,12 +67,14 @@ def model_bytes(
     weights: Mapping[str, NDArray[np.float32]],
     card: Mapping[str, Any],
     dtype: DType = "fp32",
+    container: str = "textlstm",
 ) -> tuple[bytes, str]:
     """The content of a model file.
 
     Args:
         config, tokenizer, weights, card: what it holds.
         dtype: how matrices are stored; vectors stay fp32.
+        container: what the safetensors file calls itself; transformers wants `pt`.
 
     Returns:
         The bytes, and the SHA-256 of the content that stands in them.
@@ -92,7 +94,7 @@ def model_bytes(
     values = {"config": config.to_dict(), "tokenizer": tokenizer.to_json(), "card": dict(card)}
     metadata = {key: json.dumps(value, ensure_ascii=True) for key, value in values.items()}
     digest = _digest(metadata, tensors)
-    metadata |= {"format": "textlstm", "format_version": str(FORMAT_VERSION), "sha256": digest}
+    metadata |= {"format": container, "format_version": str(FORMAT_VERSION), "sha256": digest}
     return save(tensors, metadata=metadata), digest
 
 
@@ -146,7 +148,7 @@ def _read_metadata(path: str | Path, data: bytes) -> dict[str, str]:
         raise ModelFileError(f"{path} is not a model file, or is cut off")
     header = json.loads(data[8 : 8 + size], object_pairs_hook=_without_duplicates)
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    if metadata.get("format") != "textlstm":
+    if metadata.get("format") not in ("textlstm", "pt") or "format_version" not in metadata:
         raise ModelFileError(f"{path} is not a model of textlstm")
     if metadata.get("format_version") != str(FORMAT_VERSION):
         version = metadata.get("format_version")

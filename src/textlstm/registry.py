@@ -20,7 +20,7 @@ def find_model(name: str | Path) -> Path:
     """The model file that a user means.
 
     Args:
-        name: path of a model file or run folder, or the name of a shipped model.
+        name: path of a model file, run folder or folder exported for transformers, or the name of a shipped model.
 
     Raises:
         UsageError: there is none; the message names the nearest shipped one.
