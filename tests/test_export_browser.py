@@ -9,8 +9,9 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+import tokenizers
 from conftest import make_text
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_network import SHAPES, make_config, numpy_network, random_ids, random_weights
 
@@ -20,7 +21,7 @@ from textlstm.export.html import scripts
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, model_bytes, read_model, write_model
 from textlstm.sampling import Row, sample
-from textlstm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, gpt2_tokenizer
+from textlstm.tokenizer import PATTERNS, BPETokenizer, ByteTokenizer, CharTokenizer, gpt2_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -31,7 +32,7 @@ PATTERN_TEXT = st.lists(
         st.sampled_from([
             "'s", "'S", "'ſ", "'LL", "'re", "don't", " the", "word", "Word", "WORD", "ǅ", "ʰ", "é", "e\u0301", "中文",
             "🙂", "12345", "²", "  ", "\n", "\r\n", " \n ", "\t", "\x85", "\xa0", "\u2028", "\u180e", "\ufeff", "\x1c",
-            "/", "...\n/", "_", "\x00", "K", "ß",
+            "/", "...\n/", "_", "\x00", "K", "ß", "abc", "abcd", "bcbc",
         ]),
     ),
     max_size=12,
@@ -64,6 +65,8 @@ TOKENIZERS = {
     "char": CharTokenizer.from_text("hello, world? 中🙂"),
     "char-plain": CharTokenizer("abc d", byte_fallback=False),
     "bpe": BPETokenizer.train(TEXT, 500),
+    # Two merges make "abc", and the later id stands for it.
+    "bpe-doubled": BPETokenizer(np.array([[97, 98], [256, 99], [98, 99], [97, 258], [257, 100], [258, 258]])),
     "gpt2": gpt2_tokenizer(),
     "gpt2-pruned": gpt2_tokenizer().prune(TEXT),
     "cl100k": BPETokenizer(gpt2_tokenizer().merges[:5000], "cl100k"),
@@ -85,6 +88,19 @@ def test_tokenizers_agree(lab, name):
 
     agree()
     assert lab.evaluate("(text) => tokenizer.encode(text)", TEXT) == tokenizer.encode(TEXT).tolist()
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_borders_of_words_agree(lab, name):
+    splitter = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PATTERNS[name]), "isolated")
+
+    @given(PATTERN_TEXT)
+    @example("it'ſabc x'Sa 'llama \x1c\x85\n ")
+    def agree(text):
+        theirs = lab.evaluate("([name, text]) => text.match(wordPattern(name)) ?? []", [name, text])
+        assert theirs == [word for word, _ in splitter.pre_tokenize_str(text)]
+
+    agree()
 
 
 def test_a_word_without_end_is_encoded_in_time(lab):
@@ -109,6 +125,11 @@ SHARES = st.sampled_from([k / 997 for k in (0, 1, 50, 333, 500, 800, 990, 997)])
     LOGITS, st.sets(st.integers(0, 29)), st.sampled_from([0, 0.3, 1, 1.7]), st.integers(0, 33), SHARES, SHARES,
     st.sampled_from([1, 1.3]), st.integers(0, 1002).map(lambda k: k / 1003), st.integers(0, 1),
 )  # fmt: skip
+# Of equal tokens: the mass is reached exactly and the lowest ids stay; all that equal the k-th stay.
+@example([0, 0, 0, 0], set(), 1, 0, 0.5, 0, 1, 0.9, 0)
+@example([0, 0, 0, 0], set(), 1, 0, 0.5, 0, 1, 0.4, 0)
+@example([0, 0, 0.37], set(), 1, 2, 1, 0, 1, 0.4, 0)
+@example([0, 0.37, 0.74], set(), 1, 0, 1, 1, 1, 0.1, 0)
 def test_draws_agree(lab, logits, seen, temperature, top_k, top_p, min_p, penalty, number, reserved):
     logits = np.array(logits, np.float32)
     size = len(logits) - reserved
@@ -261,11 +282,11 @@ def test_text_of_every_tokenizer_is_pythons(chromium, tmp_path, name):
     export(file, "html", path)
     reference = Model(embedded(path), "torch")
     for settings in ({"temperature": 0, "seed": 1}, {"temperature": 1, "seed": 5}):
-        values = {"prompt": "a café", "max_tokens": 200, **settings}
+        values = {"prompt": "\ufeffa café", "max_tokens": 200, **settings}
         with Page(chromium, path, values) as page:
             text = page.finished()
-        prompt = TOKENIZERS[name].decode(TOKENIZERS[name].encode("a café"))
-        assert text == prompt + reference.generate("a café", max_tokens=200, **settings)
+        prompt = TOKENIZERS[name].decode(TOKENIZERS[name].encode("\ufeffa café"))
+        assert text == prompt + reference.generate("\ufeffa café", max_tokens=200, **settings)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_boundary_that_is_named_is_not_read_twice(hub, tmp_path):
     file = exported(tmp_path / "out")
     model = load(hub, tmp_path / "out")
     ids = random_ids(2, 9, 22)
-    ids[0, 0] = file.config.boundary_id
+    ids[0, 0] = ids[1, 5] = file.config.boundary_id
     logits = model(torch.from_numpy(ids)).logits
     np.testing.assert_allclose(logits[0], numpy_network(file.config, file.weights, ids[:1])[0][0], atol=1e-4)
     np.testing.assert_allclose(logits[1], expected_logits(file, ids[1:])[0], atol=1e-4)
