@@ -285,6 +285,9 @@ def test_command(tmp_path):
         assert report["bytes"] == sum(file.stat().st_size for file in files) and report["to"] == to
     assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", "page.html", "graphs"}
     assert run("export", model, "--to", "html", tmp_path / "page.html").exit_code == 0  # a page is replaced
+    for wrong in ([], ["--to", "nope", "x"], ["--to", "html", tmp_path / "absent" / "x"], ["--to", "onnx", tmp_path]):
+        done = run("export", model, *wrong)
+        assert done.exit_code == 2 or getattr(done.exception, "exit_code", None) == 2, wrong
     assert "export" in run("--help").output and "--to" in run("export", "--help").output
 
 
