@@ -27,6 +27,7 @@ LAYERS = (
     {"model_file"},
     {"legacy", "engine", "trainer", "autopilot", "registry"},
     {"generation", "view", "report", "export"},
+    {"coding"},
     {"model"},
     {"run"},
     {"api"},

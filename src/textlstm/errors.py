@@ -5,6 +5,7 @@
     │   └── ConfigError           exit 2   a configuration with an unknown key or an impossible value
     ├── CorpusError               exit 1   text that cannot be read or is too short to learn from
     ├── ModelFileError            exit 1   a model file or checkpoint that is damaged, foreign or too new
+    ├── CodingError               exit 1   a compressed file that is damaged, foreign, or of another model
     ├── RunError                  exit 1   a run folder that cannot be used or resumed
     ├── MissingExtraError         exit 1   an optional part of textlstm is not installed
     ├── DivergedError             exit 3   training produced numbers that are not finite
@@ -38,6 +39,10 @@ class CorpusError(TextLSTMError):
 
 class ModelFileError(TextLSTMError):
     """A model file or checkpoint that is damaged, foreign or written by a newer version."""
+
+
+class CodingError(TextLSTMError):
+    """A compressed file that is damaged, foreign, or written with another model or machine."""
 
 
 class RunError(TextLSTMError):

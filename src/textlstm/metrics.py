@@ -202,6 +202,12 @@ def _after(
     return nats_BM[:, before_BP.shape[1] :]
 
 
+def lane_shape(tokens: int, lanes: int) -> tuple[int, int]:
+    """How a text is cut into lanes: their number, at most the one wanted, and their length; the last may be short."""
+    length = -(-tokens // lanes)
+    return -(-tokens // length), length
+
+
 def _lanes(
     predictor: Predictor,
     before: NDArray[np.int64],
@@ -215,8 +221,7 @@ def _lanes(
     Warmed lanes read the tokens before their own, from the text or from what stands before it. Cold ones begin like
     a text of their own.
     """
-    length = -(-len(ids) // lanes)
-    lanes = -(-len(ids) // length)
+    lanes, length = lane_shape(len(ids), lanes)
     filled = np.concatenate([ids, np.zeros(lanes * length - len(ids), dtype=np.int64)])
     before_LP = np.tile(before, (lanes, 1))
     if warm_up:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textlstm import metrics
+from textlstm.coding import Coder, Compressed, StaticPredictor, compress, decompress
 from textlstm.config import ModelConfig, SamplingConfig
 from textlstm.engine import Engine, load_engine, writing_engine
 from textlstm.errors import UsageError
@@ -147,6 +148,24 @@ class Model:
             ConfigError: an unknown option or an impossible value.
         """
         return "".join(self.stream(prompt, **options))
+
+    @cached_property
+    def coder(self) -> Coder:
+        """The model as compression uses it: in fp32 by ONNX Runtime, whatever else runs it."""
+        engine = load_engine(self._file, "onnx", self._threads)
+        return Coder(self._file.identity, self.tokenizer, lambda lanes: StaticPredictor(engine, lanes))
+
+    def compress(self, data: bytes, lanes: int = 1, progress: metrics.Progress = metrics.no_progress) -> Compressed:
+        """Compresses any bytes; arguments and result as in `textlstm.coding.compress`."""
+        return compress(data, self.coder, lanes, progress)
+
+    def decompress(self, data: bytes, progress: metrics.Progress = metrics.no_progress) -> bytes:
+        """Gives back what `compress` was given.
+
+        Raises:
+            CodingError: a damaged or foreign file, another model, or a machine that computes differently.
+        """
+        return decompress(data, lambda _: self.coder, progress)
 
     def save(self, path: str | Path, dtype: DType = "fp32") -> None:
         """Writes the model to a file; `dtype` is `fp32`, `fp16` or `int8`."""

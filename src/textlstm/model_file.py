@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,14 @@ class ModelFile:
     weights: dict[str, NDArray[np.float32]]
     card: dict[str, Any]
     sha256: str
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of what computes: configuration, tokenizer and weights, but not the card, which may be amended."""
+        digest = hashlib.sha256(json.dumps([self.config.to_dict(), self.tokenizer.fingerprint]).encode())
+        for name in self.config.tensor_shapes():
+            digest.update(np.ascontiguousarray(self.weights[name], dtype="<f4").data)
+        return digest.hexdigest()
 
 
 def write_model(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from textlstm.errors import UsageError
+from textlstm.corpus import cache_dir
+from textlstm.errors import TextLSTMError, UsageError
+from textlstm.model_file import ModelFile, read_model
 
 MODEL_FILE = "model.safetensors"
 
@@ -38,3 +40,23 @@ def find_model(name: str | Path) -> Path:
     near = difflib.get_close_matches(str(name), shipped, n=1)
     hint = f"did you mean the shipped model {near[0]!r}?" if near else f"shipped models are {', '.join(shipped)}"
     raise UsageError(f"there is no model {str(name)!r}; {hint}")
+
+
+def find_model_by_identity(beginning: str) -> ModelFile:
+    """The model whose identity begins with some hexadecimal digits, among those that ship and the cache's `models`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    cached = sorted((cache_dir() / "models").glob("*.safetensors"))
+    for path in (*shipped_models().values(), *cached):
+        try:
+            file = read_model(path)
+        except (OSError, TextLSTMError):
+            continue  # a damaged file in the cache is not the one
+        if file.identity.startswith(beginning):
+            return file
+    raise UsageError(
+        f"it was written with a model that is not at hand (identity {beginning}…): name its file or run folder "
+        "with --model"
+    )
