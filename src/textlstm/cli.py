@@ -220,6 +220,10 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
 @click.option("--stop-at-end", is_flag=True, help="End where the model ends the document.")
 @click.option("--seed", type=int, help="Seed of the text; the same seed gives the same text.  [default: a new one]")
 @click.option("--n", type=click.IntRange(min=1), default=1, help="Write this many texts.")
+@click.option("--copy-source", help="Text, file or corpus in which copied runs are looked for, and reported.")
+@click.option(
+    "--max-copy", type=click.IntRange(min=1), help="Write no verbatim run of the copy-source longer than this."
+)
 @click.option("--no-echo", is_flag=True, help="Do not repeat the prompt; --json never does.")
 @click.option(
     "--typewriter",
@@ -257,7 +261,8 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
     loaded = Model.load(model, values["engine"], values["threads"])
     engine = loaded.engine
-    writers = loaded.writers(values["n"], sampling, limits, seed)
+    index = None if values["copy_source"] is None else _suffix_index(values["copy_source"], quiet)
+    writers = loaded.writers(values["n"], sampling, limits, seed, loaded.copy_guard(values["max_copy"], index))
     started, first = time.perf_counter(), None
     pieces = loaded.write(prompt, writers)
     shown = 0
@@ -273,6 +278,7 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
             _type_out([writers[shown].text], values["typewriter"])
     seconds = time.perf_counter() - started
     tokens = sum(writer.tokens for writer in writers)
+    novelty = [] if index is None else [index.novelty(writer.text) for writer in writers]
     if as_json:
         _print_json(
             {
@@ -283,10 +289,26 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
                 "first_token_seconds": first,
                 "engine": engine.name,
                 "seed": seed,
+                **({} if index is None else {"novelty": [one.to_dict() for one in novelty]}),
             }
         )
     else:
         click.echo()
+        for one in novelty if not quiet else []:
+            click.echo(_copied(one), err=True)
+
+
+def _suffix_index(source: str, quiet: bool) -> Any:
+    from textlstm.corpus import read_sources
+    from textlstm.novelty import SuffixIndex
+
+    loaded = read_sources([source], CorpusConfig(), _notice(quiet))
+    return SuffixIndex.of_texts(document.text for document in loaded.documents)
+
+
+def _copied(novelty: Any) -> str:
+    shares = ", ".join(f"{share:.1%} in runs of {length} or more" for length, share in novelty.copied.items())
+    return f"longest verbatim run {novelty.longest} characters; of all characters {shares}"
 
 
 def _heading(number: int, of: int, prompt: str, no_echo: bool) -> None:
@@ -312,13 +334,14 @@ def _type_out(pieces: Any, characters_per_second: float) -> None:
 @click.argument("files", nargs=-1, required=True)
 @click.option("--protocol", default="stream", show_default=True, help="stream, or cold-N for windows of N tokens.")
 @click.option("--lanes", type=click.IntRange(min=1), default=1, help="Read in this many lanes, each from its start.")
+@click.option("--copy-source", help="Text, file or corpus in which copied runs are looked for, and reported.")
 @click.option("--context", help="Text that is read first and not scored: the end of the training text, say.")
 @click.option("--engine", type=click.Choice(ENGINES), default="onnx", show_default=True, help="What computes.")
 @options_of(CorpusConfig, skip=["val_fraction", "val_chars", "val", "dev_fraction"])
 @_common
 def score(
-    model: str, files: tuple[str, ...], protocol: str, lanes: int, context: str | None, engine: str, as_json: bool,
-    quiet: bool, **reading: Any,
+    model: str, files: tuple[str, ...], protocol: str, lanes: int, context: str | None, copy_source: str | None,
+    engine: str, as_json: bool, quiet: bool, **reading: Any,
 ) -> None:  # fmt: skip
     """Score FILES with MODEL: nats and bits per character, bits per byte, perplexity.
 
@@ -351,13 +374,19 @@ def score(
     with ScoreView(quiet) as view:
         scores = [(f, loaded.score(read(f), protocol, before, view.progress(f))) for f in files]
     total = metrics.total([one for _, one in scores])
+    index = None if copy_source is None else _suffix_index(copy_source, quiet)
+    novelty = [] if index is None else [(f, index.novelty("\n".join(read(f)))) for f in files]
     if as_json:
         report = {**total.to_dict(), "model": model}
+        if index is not None:
+            report["novelty"] = [{"file": name, **one.to_dict()} for name, one in novelty]
         if len(scores) > 1:
             report["files"] = [{"file": name, **one.to_dict()} for name, one in scores]
         _print_json(report)
         return
     view.table(scores, total)
+    for name, one in novelty:
+        click.echo(f"{name}: {_copied(one)}")
 
 
 _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)

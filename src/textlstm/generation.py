@@ -6,10 +6,11 @@ leave the batch. What a row writes depends on its prompt, options and seed alone
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from textlstm.config import SamplingConfig
 from textlstm.engine import Engine
@@ -55,6 +56,7 @@ class Writer:
         sampling: how tokens are drawn.
         limits: when to end.
         seed: of the random stream.
+        forbidden: gives the ids that must not follow what is written, prompt included, as bytes.
 
     Attributes:
         text: what was written and shown so far.
@@ -70,11 +72,14 @@ class Writer:
         sampling: SamplingConfig,
         limits: Limits,
         seed: int,
+        forbidden: Callable[[bytearray], NDArray[np.int64]] | None = None,
     ) -> None:
         banned_V = np.arange(vocab_size) >= tokenizer.vocab_size
         if limits.stop_at_end and boundary_id is not None:
             banned_V[boundary_id] = False
         self.row = Row(sampling, np.random.default_rng(seed), vocab_size, banned_V if banned_V.any() else None)
+        self._tokenizer, self._banned_V, self._forbidden = tokenizer, banned_V, forbidden
+        self._written = bytearray()  # kept only where something is forbidden by it
         self._boundary_id, self._stream = boundary_id, TextStream(tokenizer)
         self._limits = limits
         self._held = ""  # text that may turn out to be the beginning of a stop string
@@ -86,12 +91,24 @@ class Writer:
         if 0 in (self._max_tokens, limits.max_chars):
             self.reason = "length"
 
+    def read(self, ids: NDArray[np.int32]) -> None:
+        """Takes the ids of the prompt."""
+        self.row.read(ids)
+        self._forbid(self._tokenizer.decode_bytes(ids))
+
+    def _forbid(self, written: bytes) -> None:
+        if self._forbidden is not None:
+            self._written += written
+            self.row.banned = self._banned_V.copy()
+            self.row.banned[self._forbidden(self._written)] = True
+
     def push(self, id: int) -> str:
         """Takes a drawn token; returns the text that is now certain."""
         self.tokens += 1
         if id == self._boundary_id:
             return self._finish("end", self._held + self._stream.flush())
         self.row.wrote(id)
+        self._forbid(self._tokenizer.token_bytes(id))
         pending = self._held + self._stream.push(id)
         found = [place for stop in self._limits.stop if (place := pending.find(stop)) >= 0]
         if found:

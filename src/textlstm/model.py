@@ -19,6 +19,7 @@ from textlstm.errors import UsageError
 from textlstm.export import export
 from textlstm.generation import Limits, Writer, read_prompt, write
 from textlstm.model_file import DType, ModelFile, read_model, write_model
+from textlstm.novelty import CopyGuard, SuffixIndex
 from textlstm.registry import find_model
 from textlstm.tokenizer import Tokenizer, text_to_bytes
 
@@ -100,21 +101,36 @@ class Model:
                 progress(len(scores), len(texts))
         return metrics.total(scores)
 
-    def writers(self, number: int, sampling: SamplingConfig, limits: Limits, seed: int) -> Sequence[Writer]:
+    def writers(
+        self, number: int, sampling: SamplingConfig, limits: Limits, seed: int, guard: CopyGuard | None = None
+    ) -> Sequence[Writer]:
         """Writers for some texts; the seeds of their streams are `seed`, `seed + 1`, ..."""
         if seed < 0:
             raise UsageError(f"a seed must be 0 or more, not {seed}")
         shape = self.config.vocab_size, self.config.boundary_id
-        return [Writer(self.tokenizer, *shape, sampling, limits, seed + i) for i in range(number)]
+        forbidden = None if guard is None else guard.forbidden
+        return [Writer(self.tokenizer, *shape, sampling, limits, seed + i, forbidden) for i in range(number)]
 
     def write(self, prompt: str, writers: Sequence[Writer]) -> Iterator[tuple[int, str]]:
         """Continues a prompt once for each writer; yields the number of a writer and a piece of its text."""
         logits_BV, state = read_prompt(self.engine, self.tokenizer, prompt)
         ids = self.tokenizer.encode(prompt)
         for writer in writers:
-            writer.row.read(ids)
+            writer.read(ids)
         rows = [0] * len(writers)
         return write(self.engine, writers, logits_BV[rows], state.select(rows))
+
+    def copy_guard(self, max_copy: int | None, source: SuffixIndex | None) -> CopyGuard | None:
+        """What keeps a text from copying more than some characters of a source; None without a limit.
+
+        Raises:
+            UsageError: a limit without a source, or below 1.
+        """
+        if max_copy is None:
+            return None
+        if source is None:
+            raise UsageError("max-copy needs a copy-source: the text that must not be copied")
+        return CopyGuard(source, self.tokenizer, max_copy)
 
     def stream(
         self,
@@ -125,12 +141,15 @@ class Model:
         stop: Sequence[str] = (),
         stop_at_end: bool = False,
         seed: int | None = None,
+        max_copy: int | None = None,
+        copy_source: SuffixIndex | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
         """Continues a prompt, piece by piece; arguments as in `generate`."""
         limits = Limits(max_tokens, max_chars, tuple([stop] if isinstance(stop, str) else stop), stop_at_end)
         seed = secrets.randbits(31) if seed is None else seed
-        writers = self.writers(1, SamplingConfig.from_dict(sampling), limits, seed)
+        guard = self.copy_guard(max_copy, copy_source)
+        writers = self.writers(1, SamplingConfig.from_dict(sampling), limits, seed, guard)
         return (text for _, text in self.write(prompt, writers))
 
     def generate(self, prompt: str = "", **options: Any) -> str:
@@ -139,7 +158,8 @@ class Model:
         Args:
             prompt: text to continue; "" is the model's own start.
             **options: `max_tokens`, `max_chars`, `stop` (strings), `stop_at_end`, `seed` (None is a new one each
-                time), and the fields of `SamplingConfig`: `temperature`, `top_k`, `top_p`, ...
+                time), `max_copy` (characters of a verbatim run) and `copy_source` (a `SuffixIndex`), and the
+                fields of `SamplingConfig`: `temperature`, `top_k`, `top_p`, ...
 
         Returns:
             The continuation, without the prompt.

@@ -1,0 +1,244 @@
+"""How much of a text is copied: its verbatim runs in a source text, found by a suffix array, and a guard against them.
+
+A run is a piece of a text that stands in the source word for word, as long as it goes. The index is the source's
+bytes and the order of their suffixes, built once for a content (by divsufsort, Y. Mori), kept in the cache folder
+and memory-mapped: a look-up reads a few pages. Matches are found on bytes and counted in characters: UTF-8 shows
+where a character begins, so that nothing is lost.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import mmap
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textlstm.corpus import cache_dir
+from textlstm.errors import MissingExtraError, UsageError
+from textlstm.tokenizer import Tokenizer, text_to_bytes
+
+#: Lengths of runs, in characters, from which a text is called copied.
+RUN_LENGTHS = (20, 40)
+_BETWEEN = b"\xff"  # between documents: no UTF-8 text holds it, so no run crosses it
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """What of a text is copied.
+
+    Attributes:
+        chars: length of the text.
+        longest: characters of the longest run.
+        quote: that run.
+        copied: for each of `RUN_LENGTHS`, the share of characters that stand in a run at least so long.
+    """
+
+    chars: int
+    longest: int
+    quote: str
+    copied: dict[int, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; the shares as `copied_20`, ..."""
+        shares = {f"copied_{length}": share for length, share in self.copied.items()}
+        return {"chars": self.chars, "longest": self.longest, "quote": self.quote, **shares}
+
+
+class SuffixIndex:
+    """All suffixes of a source text in order.
+
+    Args:
+        source: its bytes.
+        suffixes: the places where suffixes begin, in the order of the suffixes, shape (N,).
+    """
+
+    def __init__(self, source: bytes | mmap.mmap, suffixes: NDArray[np.integer[Any]]) -> None:
+        self._source, self._suffixes = source, suffixes
+
+    @classmethod
+    def of_texts(cls, texts: Iterable[str]) -> SuffixIndex:
+        """The index of some documents, from the cache or made now: four bytes of disk for each byte of text.
+
+        Raises:
+            MissingExtraError: pydivsufsort is not installed, and it is not in the cache.
+            UsageError: there is no text.
+        """
+        folder = cache_dir() / "suffixes"
+        folder.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
+        try:
+            digest = hashlib.sha256()
+            with (new / "source").open("wb") as file:
+                for text in texts:
+                    piece = text_to_bytes(text) + _BETWEEN
+                    digest.update(piece)
+                    file.write(piece)
+            if not (new / "source").stat().st_size:
+                raise UsageError("an empty text has no index")
+            place = folder / digest.hexdigest()[:32]
+            if not place.is_dir():
+                _write_suffixes(new / "source", new / "suffixes.npy")
+                with contextlib.suppress(OSError):  # another process may be faster
+                    new.rename(place)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        with (place / "source").open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return cls(mapped, np.load(place / "suffixes.npy", mmap_mode="r"))
+
+    def _place(self, query: bytes, behind: bool = False) -> int:
+        """The place among the suffixes before, or behind, all that begin with some bytes."""
+        size, search = len(query), bisect.bisect_right if behind else bisect.bisect_left
+        return search(self._suffixes, query, key=lambda at: self._source[int(at) : int(at) + size])
+
+    def _at(self, place: int, size: int) -> bytes:
+        at = int(self._suffixes[place])
+        return self._source[at : at + size]
+
+    def longest_match(self, query: bytes) -> int:
+        """Length of the longest beginning of some bytes that stands in the source."""
+        place = self._place(query)
+        near = range(max(place - 1, 0), min(place + 1, len(self._suffixes)))
+        return max(_common(query, self._at(one, len(query))) for one in near)
+
+    def occurs(self, query: bytes) -> bool:
+        """Whether some bytes stand in the source."""
+        place = self._place(query)
+        return place < len(self._suffixes) and self._at(place, len(query)) == query
+
+    def continuations(self, query: bytes, characters: int) -> Iterator[bytes]:
+        """What follows some bytes in the source, each once: so many beginnings of characters, ended by the last."""
+        size, place = len(query), self._place(query)
+        while place < len(self._suffixes) and self._at(place, size) == query:
+            after = self._at(place, size + 4 * characters)
+            begins = _beginnings(after[size:])
+            if len(begins) < characters:  # the source ends here
+                place += 1
+                continue
+            found = after[: size + begins[characters - 1] + 1]
+            yield found[size:]
+            place = self._place(found, behind=True)
+
+    def runs(self, data: bytes) -> Iterator[tuple[int, int]]:
+        """Begin and end of every run in some bytes that is not part of a longer one."""
+        begin, end = 0, 0
+        while begin < len(data):
+            size = max(2 * (end - begin), 32)
+            while (found := self.longest_match(data[begin : begin + size])) == size:
+                size *= 2
+            if begin + found > end:
+                end = begin + found
+                yield begin, end
+            if end == len(data):
+                return
+            begin = self._next_begin(data, begin, end)
+            end = max(end, begin)
+
+    def _next_begin(self, data: bytes, begin: int, end: int) -> int:
+        """Where the longest run begins that takes in the byte at `end`; shorter ones occur where longer do."""
+        if self.occurs(data[begin + 1 : end + 1]):
+            return begin + 1
+        places = range(begin + 2, end + 1)
+        return begin + 2 + bisect.bisect_left(places, True, key=lambda place: self.occurs(data[place : end + 1]))
+
+    def novelty(self, text: str) -> Novelty:
+        """What of a text stands in the source."""
+        data = text_to_bytes(text)
+        begins = np.array([*_beginnings(data), len(data)])
+        chars = len(begins) - 1
+        covered = {length: np.zeros(chars + 1, dtype=np.int64) for length in RUN_LENGTHS}
+        longest, quote = 0, ""
+        for start, end in self.runs(data):
+            first, last = np.searchsorted(begins, start), np.searchsorted(begins, end, side="right") - 1
+            for length, marks in covered.items():
+                if last - first >= length:
+                    marks[first] += 1
+                    marks[last] -= 1
+            if last - first > longest:
+                longest = int(last - first)
+                quote = data[begins[first] : begins[last]].decode("utf-8", "replace")
+        shares = {
+            length: float((marks.cumsum()[:-1] > 0).mean()) if chars else 0.0 for length, marks in covered.items()
+        }
+        return Novelty(chars, longest, quote, shares)
+
+
+class CopyGuard:
+    """Says which tokens would carry a text past a length of verbatim run.
+
+    Args:
+        index: of the source.
+        tokenizer: says which bytes an id writes.
+        most: characters that a run may have.
+    """
+
+    def __init__(self, index: SuffixIndex, tokenizer: Tokenizer, most: int) -> None:
+        if most < 1:
+            raise UsageError(f"max-copy must be 1 or more, not {most}")
+        self._index, self._most = index, most
+        table = sorted((tokenizer.token_bytes(id), id) for id in range(tokenizer.vocab_size))
+        self._tokens = [token for token, _ in table]
+        self._ids = np.array([id for _, id in table])
+        begins = [len(_beginnings(token)) for token in self._tokens]
+        self._reach = max(begins)
+        alone = [place for place, number in enumerate(begins) if number > most and self._is_run(self._tokens[place])]
+        self._alone = self._ids[alone]
+
+    def _is_run(self, token: bytes) -> bool:
+        """Whether a token holds a run that is too long in itself."""
+        begins, most = _beginnings(token), self._most
+        return any(self._index.occurs(token[one : last + 1]) for one, last in zip(begins, begins[most:], strict=False))
+
+    def forbidden(self, written: bytes | bytearray) -> NDArray[np.int64]:
+        """The ids that must not follow some bytes.
+
+        A token is one of them if, with its n-th beginning of a character, the last `most + 1` characters stand in
+        the source.
+        """
+        tail = bytes(written[-4 * (self._most + 1) :])
+        begins = _beginnings(tail)
+        ids = [self._alone]
+        for number in range(min(self._reach, self._most), 0, -1):
+            before = self._most + 1 - number
+            query = tail[begins[-before] :] if before <= len(begins) else b""
+            if not query or not self._index.occurs(query):
+                break  # nothing longer does, either
+            for beginning in self._index.continuations(query, number):
+                first = bisect.bisect_left(self._tokens, beginning)
+                last = bisect.bisect_right(self._tokens, beginning, lo=first, key=_beginning_of(len(beginning)))
+                ids.append(self._ids[first:last])
+        return np.concatenate(ids)
+
+
+def _beginning_of(size: int) -> Callable[[bytes], bytes]:
+    return lambda token: token[:size]
+
+
+def _beginnings(data: bytes) -> list[int]:
+    """Where characters begin: at every byte but those that UTF-8 continues one with."""
+    return np.flatnonzero((np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80).tolist()
+
+
+def _common(one: bytes, other: bytes) -> int:
+    """Length of what two strings have in common at their beginning."""
+    size = min(len(one), len(other))
+    differ = np.frombuffer(one, np.uint8, size) != np.frombuffer(other, np.uint8, size)
+    return int(differ.argmax()) if differ.any() else size
+
+
+def _write_suffixes(source: Path, out: Path) -> None:
+    try:
+        import pydivsufsort
+    except ImportError as error:
+        raise MissingExtraError("pydivsufsort", "novelty") from error
+    data = np.fromfile(source, dtype=np.uint8)
+    np.save(out, pydivsufsort.divsufsort(data))
