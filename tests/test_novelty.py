@@ -130,9 +130,9 @@ TOKENIZERS = {
 }
 
 
-@settings(max_examples=25)
+@settings(max_examples=50)
 @given(
-    st.text(LETTERS, min_size=1, max_size=40), st.text(LETTERS, max_size=20), st.integers(1, 9),
+    st.text("abé", min_size=1, max_size=40), st.text("abé", max_size=20), st.integers(1, 9),
     st.sampled_from(sorted(TOKENIZERS)), st.integers(0, 3),
 )  # fmt: skip
 def test_guard_forbids_what_brute_force_does(source, written, most, name, cut):
