@@ -27,7 +27,7 @@ LAYERS = (
     {"model_file"},
     {"legacy", "engine", "trainer", "autopilot", "registry"},
     {"generation", "view", "report", "export"},
-    {"coding", "novelty"},
+    {"coding", "novelty", "inspection"},
     {"model"},
     {"run"},
     {"api"},

@@ -389,6 +389,57 @@ def score(
         click.echo(f"{name}: {_copied(one)}")
 
 
+@cli.command(short_help="Look inside: cells, gates, memory, surprise.")
+@click.argument("model")
+@click.argument("files", nargs=-1)
+@click.option("--held-out", help="Text that judges the cells.  [default: the last third of what is read]")
+@click.option("--chars", type=click.IntRange(min=200), default=45_000, show_default=True, help="Read at most so much.")
+@click.option("--colour", default="surprise", show_default=True, help="Colour text by surprise, or a cell: c1.204.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write one interactive HTML file.")
+@click.option("--png", type=click.Path(path_type=Path), help="Draw a picture.")
+@_common
+def inspect(
+    model: str, files: tuple[str, ...], held_out: str | None, chars: int, colour: str, html: Path | None,
+    png: Path | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Look inside MODEL while it reads FILES: which cells mean something, how long they remember, what surprises it.
+
+    Without files the model reads what it writes itself. Cells and thresholds are chosen on the first part of the
+    text, and judged on the held-out one.
+
+    \b
+    textlstm inspect shakespeare my-play.txt --html inside.html
+    textlstm inspect runs/my-text-1 my-text.txt --held-out other.txt --colour c1.204
+    """
+    from textlstm.corpus import read_sources
+    from textlstm.inspection.show import show, values_of, write_html, write_png
+    from textlstm.model import Model
+    from textlstm.report import ScoreView, output
+
+    def read(sources: Sequence[str]) -> str:
+        documents = read_sources(sources, CorpusConfig(), _notice(quiet)).documents
+        return "\n".join(document.text for document in documents)
+
+    for path in (html, png):
+        if path is not None:
+            _check_out("-", str(path), False)
+    loaded = Model.load(model)
+    with ScoreView(quiet) as view:
+        told = view.progress("looking inside")
+        text = read(files) if files else loaded.generate("", max_chars=min(chars, 12_000), seed=0)
+        judge = None if held_out is None else read([held_out])[:chars]
+        found = loaded.inspect(text[:chars], judge, told)
+    values_of(found, colour)
+    if html is not None:
+        write_html(found, html, f"Inside {Path(model).name}")
+    if png is not None:
+        write_png(found, png, f"Inside {Path(model).name}")
+    if as_json:
+        _print_json({"model": model, **found.to_dict()})
+    else:
+        show(found, colour, output())
+
+
 _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
 

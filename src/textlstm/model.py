@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from textlstm.model_file import DType, ModelFile, read_model, write_model
 from textlstm.novelty import CopyGuard, SuffixIndex
 from textlstm.registry import find_model
 from textlstm.tokenizer import Tokenizer, text_to_bytes
+
+if TYPE_CHECKING:
+    from textlstm.inspection import XRay
 
 
 class Model:
@@ -186,6 +189,22 @@ class Model:
             CodingError: a damaged or foreign file, another model, or a machine that computes differently.
         """
         return decompress(data, lambda _: self.coder, progress)
+
+    def inspect(
+        self, text: str, held_out: str | None = None, progress: metrics.Progress = metrics.no_progress
+    ) -> XRay:
+        """Looks at cells, gates and memory while the model reads a text; see `textlstm.inspection.xray`.
+
+        Args:
+            text: chooses the cells that mean something.
+            held_out: judges them; None takes the last third of the text.
+            progress: told how far it is.
+        """
+        from textlstm.inspection.xray import xray
+
+        cut = len(text) * 2 // 3
+        parts = (text[:cut], text[cut:]) if held_out is None else (text, held_out)
+        return xray(self._file, self.engine, *parts, progress=progress)
 
     def save(self, path: str | Path, dtype: DType = "fp32") -> None:
         """Writes the model to a file; `dtype` is `fp32`, `fp16` or `int8`."""

@@ -53,12 +53,12 @@ class ScoreView:
                 Text(name), f"{score.chars:,}", f"{score.nats_per_char:.4f}", f"{score.bits_per_char:.4f}",
                 f"{score.bits_per_byte:.4f}", f"{score.perplexity:.2f}",
             )  # fmt: skip
-        console = _output()
+        console = output()
         console.print(table)
         console.print(f"protocol {total.protocol}; perplexity is per token of this model", style="dim")
 
 
-def _output() -> Console:
+def output() -> Console:
     """Standard output; in a pipe nothing is wrapped."""
     console = Console()
     return console if console.is_terminal else Console(width=1000)
@@ -94,7 +94,7 @@ def show_model(report: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
-    _output().print(table, markup=False, highlight=False)
+    output().print(table, markup=False, highlight=False)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -118,4 +118,4 @@ def show_models(reports: Sequence[Mapping[str, Any]]) -> None:
             report["name"], f"{report['params']:,}", f"{report['bytes'] / 1e6:.1f} MB", corpus.get("name", ""),
             corpus.get("licence", ""),
         )  # fmt: skip
-    _output().print(table)
+    output().print(table)
