@@ -27,7 +27,7 @@ LAYERS = (
     {"model_file"},
     {"legacy", "engine", "trainer", "autopilot", "registry"},
     {"generation", "view", "report", "export"},
-    {"coding", "novelty", "inspection"},
+    {"coding", "novelty", "inspection", "scoring"},
     {"model"},
     {"run"},
     {"api"},

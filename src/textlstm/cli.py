@@ -335,13 +335,18 @@ def _type_out(pieces: Any, characters_per_second: float) -> None:
 @click.option("--protocol", default="stream", show_default=True, help="stream, or cold-N for windows of N tokens.")
 @click.option("--lanes", type=click.IntRange(min=1), default=1, help="Read in this many lanes, each from its start.")
 @click.option("--copy-source", help="Text, file or corpus in which copied runs are looked for, and reported.")
+@click.option(
+    "--report", "detailed", is_flag=True, help="Also lines, words, calibration, position, other compressors."
+)
+@click.option("--csv", type=click.Path(path_type=Path), help="Write a row for each line of the text.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML file.")
 @click.option("--context", help="Text that is read first and not scored: the end of the training text, say.")
 @click.option("--engine", type=click.Choice(ENGINES), default="onnx", show_default=True, help="What computes.")
 @options_of(CorpusConfig, skip=["val_fraction", "val_chars", "val", "dev_fraction"])
 @_common
 def score(
     model: str, files: tuple[str, ...], protocol: str, lanes: int, context: str | None, copy_source: str | None,
-    engine: str, as_json: bool, quiet: bool, **reading: Any,
+    detailed: bool, csv: Path | None, html: Path | None, engine: str, as_json: bool, quiet: bool, **reading: Any,
 ) -> None:  # fmt: skip
     """Score FILES with MODEL: nats and bits per character, bits per byte, perplexity.
 
@@ -352,18 +357,16 @@ def score(
     \b
     textlstm score shakespeare my-sonnet.txt
     textlstm score runs/my-text-1 other.txt --protocol cold-256 --json
+    textlstm score shakespeare my-sonnet.txt --report --html report.html --csv lines.csv
     """
     from textlstm import metrics
     from textlstm.corpus import read_sources
     from textlstm.model import Model
-    from textlstm.report import ScoreView
+    from textlstm.report import ScoreView, output
+    from textlstm.scoring.show import show, write_files
 
-    if lanes > 1:
-        if protocol != "stream":
-            raise click.BadParameter("works with the protocol stream only", param_hint="--lanes")
-        if context is not None:
-            raise click.BadParameter("reads each lane from its own start: leave out --context", param_hint="--lanes")
-        protocol = f"stream-{lanes}"
+    _check_outs(csv, html)
+    protocol = _lanes_protocol(protocol, lanes, context)
     config = CorpusConfig.from_dict(given(CorpusConfig, reading))
 
     def read(source: str) -> list[str]:
@@ -371,22 +374,46 @@ def score(
 
     loaded = Model.load(model, engine)
     before = "" if context is None else "".join(read(context))
-    with ScoreView(quiet) as view:
-        scores = [(f, loaded.score(read(f), protocol, before, view.progress(f))) for f in files]
-    total = metrics.total([one for _, one in scores])
+    texts = [(name, read(name)) for name in files]
     index = None if copy_source is None else _suffix_index(copy_source, quiet)
-    novelty = [] if index is None else [(f, index.novelty("\n".join(read(f)))) for f in files]
+    wanted = detailed or csv is not None or html is not None
+    with ScoreView(quiet) as view:
+        scores = [(name, loaded.score(text, protocol, before, view.progress(name))) for name, text in texts]
+        report = loaded.score_report(texts, before, view.progress("report")) if wanted else None
+    total = metrics.total([one for _, one in scores])
+    novelty = [] if index is None else [(name, index.novelty("\n".join(text))) for name, text in texts]
+    if report is not None:
+        write_files(report, csv, html, f"{Path(model).name} reads {', '.join(files)}")
     if as_json:
-        report = {**total.to_dict(), "model": model}
+        answer = {**total.to_dict(), "model": model, **({} if report is None else report.to_dict())}
         if index is not None:
-            report["novelty"] = [{"file": name, **one.to_dict()} for name, one in novelty]
+            answer["novelty"] = [{"file": name, **one.to_dict()} for name, one in novelty]
         if len(scores) > 1:
-            report["files"] = [{"file": name, **one.to_dict()} for name, one in scores]
-        _print_json(report)
+            answer["files"] = [{"file": name, **one.to_dict()} for name, one in scores]
+        _print_json(answer)
         return
     view.table(scores, total)
+    if report is not None:
+        click.echo()
+        show(report, output())
     for name, one in novelty:
         click.echo(f"{name}: {_copied(one)}")
+
+
+def _lanes_protocol(protocol: str, lanes: int, context: str | None) -> str:
+    if lanes == 1:
+        return protocol
+    if protocol != "stream":
+        raise click.BadParameter("works with the protocol stream only", param_hint="--lanes")
+    if context is not None:
+        raise click.BadParameter("reads each lane from its own start: leave out --context", param_hint="--lanes")
+    return f"stream-{lanes}"
+
+
+def _check_outs(*outs: Path | None) -> None:
+    for out in outs:
+        if out is not None:
+            _check_out("-", str(out), False)
 
 
 @cli.command(short_help="Look inside: cells, gates, memory, surprise.")
@@ -420,9 +447,7 @@ def inspect(
         documents = read_sources(sources, CorpusConfig(), _notice(quiet)).documents
         return "\n".join(document.text for document in documents)
 
-    for path in (html, png):
-        if path is not None:
-            _check_out("-", str(path), False)
+    _check_outs(html, png)
     loaded = Model.load(model)
     with ScoreView(quiet) as view:
         told = view.progress("looking inside")

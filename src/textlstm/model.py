@@ -25,6 +25,7 @@ from textlstm.tokenizer import Tokenizer, text_to_bytes
 
 if TYPE_CHECKING:
     from textlstm.inspection import XRay
+    from textlstm.scoring import Report
 
 
 class Model:
@@ -103,6 +104,17 @@ class Model:
             if len(texts) > 1:
                 progress(len(scores), len(texts))
         return metrics.total(scores)
+
+    def score_report(
+        self,
+        files: Sequence[tuple[str, Sequence[str]]],
+        context: str = "",
+        progress: metrics.Progress = metrics.no_progress,
+    ) -> Report:
+        """The score of named files, looked at closely; arguments as in `textlstm.scoring.report`."""
+        from textlstm.scoring import report
+
+        return report(self.engine, self.tokenizer, files, context, progress)
 
     def writers(
         self, number: int, sampling: SamplingConfig, limits: Limits, seed: int, guard: CopyGuard | None = None

@@ -1,0 +1,172 @@
+"""The report in the terminal, as CSV, and as one HTML file without a script or a network."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from textlstm.files import write_atomically
+from textlstm.scoring.detail import Piece, Report
+
+_DEEP = 6.0  # nats at which the colour of surprise is full
+_NOTE = "these learn as they read, so compare them with adaptive scores only"
+
+
+def show(report: Report, console: Console, number: int = 10) -> None:
+    """Prints what comes after the table of scores."""
+    table = Table("protocol", "nats/char", "bits/char", "bits/byte", box=None)
+    for one in report.protocols:
+        table.add_row(one.protocol, f"{one.nats_per_char:.4f}", f"{one.bits_per_char:.4f}", f"{one.bits_per_byte:.4f}")
+    for name, bits in report.baselines.items():
+        table.add_row(Text(name, style="dim"), "", "", Text(f"{bits:.4f}", style="dim"))
+    console.print(table)
+    console.print(f"{', '.join(report.baselines)}: {_NOTE}\n", style="dim", highlight=False)
+    for title, found in (("line", report.surprising_lines(number)), ("word", report.surprising_words(number))):
+        table = Table("nats", "per character", "where", f"most surprising {title}s", box=None)
+        for piece in found:
+            where = Text(f"{piece.file}:{piece.line}")
+            table.add_row(f"{piece.nats:.1f}", f"{piece.nats_per_char:.2f}", where, Text(_printable(piece.text)))
+        console.print(table)
+        console.print()
+    table = Table("tokens read before", *(f"{p['first']}-{p['last']}" for p in report.positions), box=None)
+    table.add_row("nats per token", *(f"{p['nats']:.2f}" for p in report.positions))
+    console.print(table)
+    console.print(f"\ncalibration error {report.calibration_error:.4f}: said against come", highlight=False)
+    table = Table("likeliest token said", *(f"{c['confidence']:.0%}" for c in report.calibration), box=None)
+    table.add_row("came", *(f"{c['right']:.0%}" for c in report.calibration))
+    console.print(table)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def write_files(report: Report, csv: Path | None, html: Path | None, title: str) -> None:
+    """Writes what is asked for."""
+    if csv is not None:
+        write_csv(report, csv)
+    if html is not None:
+        write_html(report, html, title)
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """Writes a row for each line of the text."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(["file", "line", "chars", "nats", "nats_per_char", "text"])
+    for piece in report.lines:
+        numbers = (f"{piece.nats:.4f}", f"{piece.nats_per_char:.4f}")
+        writer.writerow([piece.file, piece.line, len(piece.text), *numbers, piece.text])
+    write_atomically(path, buffer.getvalue().encode("utf-8", "replace"))
+
+
+def write_html(report: Report, path: Path, title: str) -> None:
+    """Writes one HTML file with tables and plots; nothing in it runs."""
+    said = [(c["confidence"], c["right"]) for c in report.calibration]
+    reliability = _plot(
+        "Calibration: said, and come", [[(0.0, 0.0), (1.0, 1.0)], said], "probability of the likeliest token"
+    )
+    curve = [(math.log2(1 + (p["first"] + p["last"]) / 2), p["nats"]) for p in report.positions]
+    position = _plot("Nats per token against position", [curve], "tokens read before, as a power of two")
+    per_line = [(float(n), piece.nats_per_char) for n, piece in enumerate(report.lines[:5000], 1) if piece.text]
+    course = _plot("Nats per character, line by line", [per_line], "line")
+    bits = {one.protocol: one.bits_per_byte for one in report.protocols} | report.baselines
+    scores = [
+        [name, f"{s.chars:,}", f"{s.nats_per_char:.4f}", f"{s.bits_per_char:.4f}", f"{s.bits_per_byte:.4f}"]
+        for name, s in (*report.files, ("all", report.total))
+    ]
+    shaded = "".join(
+        f'<span style="background:{_shade(n)}" title="{n:.2f} nats">{escape(t)}</span>' for t, n in report.shown
+    )
+    body = f"""<h1>{escape(title)}</h1>
+{_table(["file", "characters", "nats/char", "bits/char", "bits/byte"], scores)}
+<h2>Bits per byte, by protocol and by other means</h2>{_bars(bits)}
+<p>{escape(", ".join(report.baselines))}: {_NOTE}.</p>
+<div class="grid">{reliability}{position}{course}</div>
+<p>Expected calibration error {report.calibration_error:.4f}.</p>
+<h2>The text, darker where it surprises</h2><div class="text">{shaded}</div>
+<h2>Most surprising lines</h2>{_piece_table(report.surprising_lines())}
+<h2>Most surprising words</h2>{_piece_table(report.surprising_words())}"""
+    write_atomically(
+        path, (_HEAD.replace("{{title}}", escape(title)) + body + "</body></html>\n").encode("utf-8", "replace")
+    )
+
+
+_HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{{title}}</title><style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fafafa; max-width: 62rem; margin: 2rem auto;
+       padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; font-size: 14px; } td, th { padding: .15rem .8rem .15rem 0; text-align: left;
+       white-space: pre-wrap; } svg { background: #fff; border: 1px solid #ddd; border-radius: 6px; }
+.grid { display: flex; gap: 1rem; flex-wrap: wrap; }
+.text { font: 15px/1.7 ui-monospace, monospace; white-space: pre-wrap; background: #fff; border: 1px solid #ddd;
+       border-radius: 6px; padding: 1rem; max-height: 26rem; overflow: auto; }
+</style></head><body>
+"""
+
+
+def _shade(nats: float) -> str:
+    deep = min(nats / _DEEP, 1.0)
+    return "#{:02x}{:02x}{:02x}".format(*(round(255 + (full - 255) * deep) for full in (240, 120, 20)))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _piece_table(found: Sequence[Piece]) -> str:
+    rows = [[f"{p.nats:.1f}", f"{p.nats_per_char:.2f}", f"{p.file}:{p.line}", p.text] for p in found]
+    return _table(["nats", "per character", "where", "text"], rows)
+
+
+def _bars(values: dict[str, float]) -> str:
+    most = max(values.values())
+    marks = [
+        f'<text x="150" y="{24 * n + 17}" text-anchor="end">{escape(name)}</text><rect x="160" y="{24 * n + 5}" '
+        f'width="{380 * value / most:.1f}" height="16" fill="#e07a1f"/>'
+        f'<text x="{166 + 380 * value / most:.1f}" y="{24 * n + 17}">{value:.3f}</text>'
+        for n, (name, value) in enumerate(values.items())
+    ]
+    return f'<svg width="620" height="{24 * len(values) + 8}" font-size="13">{"".join(marks)}</svg>'
+
+
+def _plot(title: str, lines: Sequence[Sequence[tuple[float, float]]], unit: str) -> str:
+    """Curves in one frame that begins at zero; the last one is drawn strongly."""
+    width, height, left, low = 470, 260, 45, 225
+    right = max((x for line in lines for x, _ in line), default=1.0) or 1.0
+    top = max((y for line in lines for _, y in line), default=1.0) or 1.0
+
+    def place(x: float, y: float) -> str:
+        return f"{left + (width - left - 20) * x / right:.1f},{low - (low - 40) * y / top:.1f}"
+
+    marks = [
+        f'<polyline points="{" ".join(place(x, y) for x, y in line)}" fill="none" '
+        f'stroke="{"#e07a1f" if line is lines[-1] else "#bbb"}" stroke-width="2"/>'
+        for line in lines
+    ]
+    labels = [
+        f'<text x="{left - 6}" y="{low - (low - 40) * s + 4}" text-anchor="end">{top * s:.3g}</text>'
+        for s in (0, 0.5, 1)
+    ]
+    labels += [
+        f'<text x="{left + (width - left - 20) * s}" y="{low + 15}">{right * s:.3g}</text>' for s in (0, 0.5, 1)
+    ]
+    return (
+        f'<svg width="{width}" height="{height}" font-size="12">'
+        f'<text x="12" y="22" font-size="14">{escape(title)}</text>'
+        f'<path d="M{left},40V{low}H{width - 20}" fill="none" stroke="#888"/>{"".join(marks)}{"".join(labels)}'
+        f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">{escape(unit)}</text></svg>'
+    )
