@@ -7,8 +7,10 @@ import io
 import json
 import lzma
 import math
+import re
 import shutil
 import sys
+from html import unescape
 
 import numpy as np
 import pytest
@@ -229,6 +231,9 @@ def test_html_shows_text_and_runs_nothing(report, tmp_path):
     write_html(report, tmp_path / "a.html", "A <title>")
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "<script" not in page and "://" not in page and "&lt;script&gt;" in page
+    shown = re.search(r'<div class="text">(.*?)</div>', page, re.DOTALL)
+    assert unescape(re.sub(r"<span [^>]*>|</span>", "", shown[1])) == "".join(token for token, _ in report.shown)
+    assert not re.search("[<&](?!span |/span>|lt;|gt;|amp;|quot;|#x27;)", shown[1])
     assert page.count("<svg") == 4 and "A &lt;title&gt;" in page and "a&lt;b&gt;.txt" in page
 
 

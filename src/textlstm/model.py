@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textlstm import metrics
-from textlstm.coding import Coder, Compressed, StaticPredictor, compress, decompress
 from textlstm.config import ModelConfig, SamplingConfig
 from textlstm.engine import Engine, load_engine, writing_engine
 from textlstm.errors import UsageError
 from textlstm.export import export
 from textlstm.generation import Limits, Writer, read_prompt, write
 from textlstm.model_file import DType, ModelFile, read_model, write_model
-from textlstm.novelty import CopyGuard, SuffixIndex
 from textlstm.registry import find_model
 from textlstm.tokenizer import Tokenizer, text_to_bytes
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what writing does not need is imported when it is used
+    from textlstm.coding import Coder, Compressed
     from textlstm.inspection import XRay
+    from textlstm.novelty import CopyGuard, SuffixIndex
     from textlstm.scoring import Report
 
 
@@ -145,6 +145,8 @@ class Model:
             return None
         if source is None:
             raise UsageError("max-copy needs a copy-source: the text that must not be copied")
+        from textlstm.novelty import CopyGuard
+
         return CopyGuard(source, self.tokenizer, max_copy)
 
     def stream(
@@ -187,11 +189,15 @@ class Model:
     @cached_property
     def coder(self) -> Coder:
         """The model as compression uses it: in fp32 by ONNX Runtime, whatever else runs it."""
+        from textlstm.coding import Coder, StaticPredictor
+
         engine = load_engine(self._file, "onnx", self._threads)
         return Coder(self._file.identity, self.tokenizer, lambda lanes: StaticPredictor(engine, lanes))
 
     def compress(self, data: bytes, lanes: int = 1, progress: metrics.Progress = metrics.no_progress) -> Compressed:
         """Compresses any bytes; arguments and result as in `textlstm.coding.compress`."""
+        from textlstm.coding import compress
+
         return compress(data, self.coder, lanes, progress)
 
     def decompress(self, data: bytes, progress: metrics.Progress = metrics.no_progress) -> bytes:
@@ -200,6 +206,8 @@ class Model:
         Raises:
             CodingError: a damaged or foreign file, another model, or a machine that computes differently.
         """
+        from textlstm.coding import decompress
+
         return decompress(data, lambda _: self.coder, progress)
 
     def inspect(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from textlstm.corpus import cache_dir
 from textlstm.errors import TextLSTMError, UsageError
 from textlstm.model_file import ModelFile, read_model
 
@@ -48,6 +47,8 @@ def find_model_by_identity(beginning: str) -> ModelFile:
     Raises:
         UsageError: there is none.
     """
+    from textlstm.corpus import cache_dir  # not needed to find a model by name, and slow to import
+
     cached = sorted((cache_dir() / "models").glob("*.safetensors"))
     for path in (*shipped_models().values(), *cached):
         try:

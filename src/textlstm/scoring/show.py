@@ -81,7 +81,7 @@ def write_html(report: Report, path: Path, title: str) -> None:
     bits = {one.protocol: one.bits_per_byte for one in report.protocols} | report.baselines
     scores = [
         [name, f"{s.chars:,}", f"{s.nats_per_char:.4f}", f"{s.bits_per_char:.4f}", f"{s.bits_per_byte:.4f}"]
-        for name, s in (*report.files, ("all", report.total))
+        for name, s in (*report.files, *([("all", report.total)] if len(report.files) > 1 else []))
     ]
     shaded = "".join(
         f'<span style="background:{_shade(n)}" title="{n:.2f} nats">{escape(t)}</span>' for t, n in report.shown
@@ -162,7 +162,7 @@ def _plot(title: str, lines: Sequence[Sequence[tuple[float, float]]], unit: str)
         for s in (0, 0.5, 1)
     ]
     labels += [
-        f'<text x="{left + (width - left - 20) * s}" y="{low + 15}">{right * s:.3g}</text>' for s in (0, 0.5, 1)
+        f'<text x="{left + (width - left - 20) * s}" y="{low + 15}">{right * s:.4g}</text>' for s in (0, 0.5, 1)
     ]
     return (
         f'<svg width="{width}" height="{height}" font-size="12">'
