@@ -326,6 +326,14 @@ def test_a_claim_of_endless_text_ends():
         coding.decompress(coding._framed(coding.MODEL, b"", head + b"short"), lambda _: skewed_coder())
 
 
+@pytest.mark.parametrize(("tokens", "lanes"), [(0, 0), (0, 1), (1, 0), (3, 2), (3, 4), (9, 1 << 40)])
+def test_impossible_numbers_in_the_head(tokens, lanes):
+    """Three ids in two lanes are possible: two and one. Four lanes for three are not."""
+    head = bytes.fromhex("abababab") + coding._leb128(tokens) + coding._leb128(lanes)
+    with pytest.raises(CodingError, match=r"computes|damaged"):
+        coding.decompress(coding._framed(coding.MODEL, b"?", head + b"short"), lambda _: skewed_coder())
+
+
 def test_another_model_is_named():
     done = coding.compress(SKEWED, skewed_coder())
     assert done.method == "model"

@@ -23,9 +23,8 @@ tokenizer cannot write (a table of characters without bytes) is not coded with i
 
 **What the reader needs.** The logits must come out the same, bit for bit. They do on the same machine with the same
 versions, whatever the number of threads. Another processor or another ONNX Runtime may round the last bit of a
-logit differently; logits are put on a grid of 1/256, so most such bits change nothing, but one in some thousand
-does. That is found and named, never passed on: a check of 16 bits stands in the stream every 65,536 ids, and the
-content has its CRC.
+logit differently; logits are put on a grid of 1/256, so most such bits change nothing, but not all. That is found
+and named, never passed on: a check of 16 bits stands in the stream every 65,536 ids, and the content has its CRC.
 """
 
 from __future__ import annotations
@@ -198,7 +197,7 @@ def _read(coded: bytes, find: Callable[[str], Coder], progress: Progress) -> byt
     identity, place = coded[:IDENTITY_BYTES].hex(), IDENTITY_BYTES
     tokens, place = _read_leb128(coded, place)
     lanes, place = _read_leb128(coded, place)
-    if not 1 <= lanes <= MAX_LANES or lane_shape(max(tokens, 1), lanes)[0] != lanes:
+    if tokens < 1 or not 1 <= lanes <= MAX_LANES or lane_shape(tokens, lanes)[0] != lanes:
         raise CodingError(f"the file is damaged: {tokens} ids in {lanes} lanes")
     coder = find(identity)
     if not coder.identity.startswith(identity):

@@ -14,7 +14,7 @@ import hashlib
 import mmap
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,15 @@ class SuffixIndex:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return cls(mapped, np.load(place / "suffixes.npy", mmap_mode="r"))
 
-    def _place(self, query: bytes, behind: bool = False) -> int:
-        """The place among the suffixes before, or behind, all that begin with some bytes."""
+    def _place(self, query: bytes, behind: bool = False, low: int = 0, high: int | None = None) -> int:
+        """The place among the suffixes, or some of them, before or behind all that begin with some bytes."""
         size, search = len(query), bisect.bisect_right if behind else bisect.bisect_left
-        return search(self._suffixes, query, key=lambda at: self._source[int(at) : int(at) + size])
+        return search(self._suffixes, query, low, high, key=lambda at: self._source[int(at) : int(at) + size])
+
+    def places(self, query: bytes) -> range:
+        """Those among the suffixes that begin with some bytes."""
+        low = self._place(query)
+        return range(low, self._place(query, behind=True, low=low))
 
     def _at(self, place: int, size: int) -> bytes:
         at = int(self._suffixes[place])
@@ -110,15 +115,17 @@ class SuffixIndex:
         near = range(max(place - 1, 0), min(place + 1, len(self._suffixes)))
         return max(_common(query, self._at(one, len(query))) for one in near)
 
-    def occurs(self, query: bytes) -> bool:
-        """Whether some bytes stand in the source."""
-        place = self._place(query)
-        return place < len(self._suffixes) and self._at(place, len(query)) == query
+    def occurs(self, query: bytes, within: range | None = None) -> bool:
+        """Whether some bytes stand in the source, or begin one of some suffixes."""
+        within = range(len(self._suffixes)) if within is None else within
+        place = self._place(query, low=within.start, high=within.stop)
+        return place < within.stop and self._at(place, len(query)) == query
 
     def continuations(self, query: bytes, characters: int) -> Iterator[bytes]:
         """What follows some bytes in the source, each once: so many beginnings of characters, ended by the last."""
-        size, place = len(query), self._place(query)
-        while place < len(self._suffixes) and self._at(place, size) == query:
+        size, places = len(query), self.places(query)
+        place = places.start
+        while place < places.stop:
             after = self._at(place, size + 4 * characters)
             begins = _beginnings(after[size:])
             if len(begins) < characters:  # the source ends here
@@ -126,7 +133,7 @@ class SuffixIndex:
                 continue
             found = after[: size + begins[characters - 1] + 1]
             yield found[size:]
-            place = self._place(found, behind=True)
+            place = self._place(found, behind=True, low=place, high=places.stop)
 
     def runs(self, data: bytes) -> Iterator[tuple[int, int]]:
         """Begin and end of every run in some bytes that is not part of a longer one."""
@@ -185,13 +192,17 @@ class CopyGuard:
         if most < 1:
             raise UsageError(f"max-copy must be 1 or more, not {most}")
         self._index, self._most = index, most
-        table = sorted((tokenizer.token_bytes(id), id) for id in range(tokenizer.vocab_size))
-        self._tokens = [token for token, _ in table]
-        self._ids = np.array([id for _, id in table])
-        begins = [len(_beginnings(token)) for token in self._tokens]
-        self._reach = max(begins)
-        alone = [place for place, number in enumerate(begins) if number > most and self._is_run(self._tokens[place])]
-        self._alone = self._ids[alone]
+        #: For n beginnings of characters: how tokens begin, up to the n-th, and which tokens do.
+        self._starts: list[dict[bytes, list[int]]] = [{}]
+        self._alone: list[int] = []  # tokens that hold too long a run in themselves
+        for id in range(tokenizer.vocab_size):
+            token = tokenizer.token_bytes(id)
+            begins = _beginnings(token)
+            self._starts += [{} for _ in range(len(begins) + 1 - len(self._starts))]
+            for number, place in enumerate(begins, 1):
+                self._starts[number].setdefault(token[: place + 1], []).append(id)
+            if len(begins) > most and self._is_run(token):
+                self._alone.append(id)
 
     def _is_run(self, token: bytes) -> bool:
         """Whether a token holds a run that is too long in itself."""
@@ -206,21 +217,20 @@ class CopyGuard:
         """
         tail = bytes(written[-4 * (self._most + 1) :])
         begins = _beginnings(tail)
-        ids = [self._alone]
-        for number in range(min(self._reach, self._most), 0, -1):
+        ids = list(self._alone)
+        for number in range(min(len(self._starts) - 1, self._most), 0, -1):
             before = self._most + 1 - number
             query = tail[begins[-before] :] if before <= len(begins) else b""
-            if not query or not self._index.occurs(query):
-                break  # nothing longer does, either
-            for beginning in self._index.continuations(query, number):
-                first = bisect.bisect_left(self._tokens, beginning)
-                last = bisect.bisect_right(self._tokens, beginning, lo=first, key=_beginning_of(len(beginning)))
-                ids.append(self._ids[first:last])
-        return np.concatenate(ids)
-
-
-def _beginning_of(size: int) -> Callable[[bytes], bytes]:
-    return lambda token: token[:size]
+            places, starts = self._index.places(query) if query else range(0), self._starts[number]
+            if not places:
+                break  # nothing longer occurs, either
+            if len(places) < len(starts):
+                found = [start for start in self._index.continuations(query, number) if start in starts]
+            else:
+                found = [start for start in starts if self._index.occurs(query + start, places)]
+            for start in found:
+                ids += starts[start]
+        return np.array(ids, dtype=np.int64)
 
 
 def _beginnings(data: bytes) -> list[int]:
