@@ -125,12 +125,13 @@ def test_without_pydivsufsort_the_extra_is_named(cache, monkeypatch):
 
 TOKENIZERS = {
     "char": CharTokenizer("abc \né€😀"),
+    "few": CharTokenizer("abé", byte_fallback=False),
     "byte": ByteTokenizer(),
     "bpe": BPETokenizer.train("abab abc é€😀 abcabc ababab é€ é€ cab cab\n\n\n" * 9, 280),
 }
 
 
-@settings(max_examples=50)
+@settings(max_examples=80)
 @given(
     st.text("abé", min_size=1, max_size=40), st.text("abé", max_size=20), st.integers(1, 9),
     st.sampled_from(sorted(TOKENIZERS)), st.integers(0, 3),
