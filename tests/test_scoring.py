@@ -56,7 +56,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_detail_follows_the_equations(name):
     model, text = MODELS[name], TEXT[:150] + NASTY
-    detail = read_closely(model.engine, model.tokenizer, text)
+    detail = read_closely(model.scoring_engine, model.tokenizer, text)
     ids = model.tokenizer.encode(text)
     begin = [] if name == "no-boundary" else [model.config.boundary_id]
     logits = numpy_network(model.config, model._file.weights, np.array([[*begin, *ids]]))[0][0]
@@ -76,7 +76,7 @@ def test_detail_follows_the_equations(name):
 def test_lines_add_up_to_the_score(name, context):
     model = MODELS[name]
     for text in (TEXT, NASTY, "\n", "no end", "\n\na\n"):
-        lines, words = pieces(read_closely(model.engine, model.tokenizer, text, context), "f")
+        lines, words = pieces(read_closely(model.scoring_engine, model.tokenizer, text, context), "f")
         nats = model.score(text, context=context).nats
         assert math.fsum(line.nats for line in lines) == pytest.approx(nats, rel=1e-6)
         expected = text.split("\n")[:-1] if text.endswith("\n") else text.split("\n")
@@ -87,7 +87,7 @@ def test_lines_add_up_to_the_score(name, context):
 
 def test_word_costs_what_its_bytes_cost():
     model = MODELS["byte"]
-    detail = read_closely(model.engine, model.tokenizer, "ab, cd'e\nf é!")
+    detail = read_closely(model.scoring_engine, model.tokenizer, "ab, cd'e\nf é!")
     _, words = pieces(detail, "f")
     assert [(w.text, w.line) for w in words] == [("ab", 1), ("cd'e", 1), ("f", 2), ("é", 2)]
     assert words[1].nats == pytest.approx(detail.nats_T[4:8].sum())
@@ -96,7 +96,7 @@ def test_word_costs_what_its_bytes_cost():
 
 def test_an_empty_text_has_no_detail():
     with pytest.raises(UsageError):
-        read_closely(MODELS["byte"].engine, ByteTokenizer(), "")
+        read_closely(MODELS["byte"].scoring_engine, ByteTokenizer(), "")
 
 
 # --- calibration and position ----------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def test_a_model_that_says_the_truth_is_calibrated():
 def test_positions_are_means_over_windows_from_the_start():
     model = MODELS["byte"]
     ids = model.tokenizer.encode(TEXT[:100])
-    table = positions(model.engine, ids, window=30)  # three lanes of 34 tokens, the last one short
-    nats = [token_nats(model.engine, ids[start : start + 34]) for start in (0, 34, 68)]
+    table = positions(model.scoring_engine, ids, window=30)  # three lanes of 34 tokens, the last one short
+    nats = [token_nats(model.scoring_engine, ids[start : start + 34]) for start in (0, 34, 68)]
     assert [(row["first"], row["last"]) for row in table] == [
         (0, 0),
         (1, 1),
@@ -287,6 +287,6 @@ def test_score_writes_the_report(tmp_path, monkeypatch, capsys):
 
 def test_engine_of_torch_gives_the_same_detail():
     model = MODELS["bpe"]
-    one = read_closely(model.engine, model.tokenizer, TEXT[:500])
+    one = read_closely(model.scoring_engine, model.tokenizer, TEXT[:500])
     two = read_closely(load_engine(model._file, "torch"), model.tokenizer, TEXT[:500])
     np.testing.assert_allclose(one.nats_T, two.nats_T, atol=1e-4)

@@ -21,10 +21,11 @@ or 18 bytes before a text of a hundred kilobytes.
 The smallest of the three methods is written: a model of prose does not pay for a photograph. What a model's
 tokenizer cannot write (a table of characters without bytes) is not coded with it either.
 
-**What the reader needs.** The logits must come out the same, bit for bit. They do on the same machine with the same
-versions, whatever the number of threads. Another processor or another ONNX Runtime may round the last bit of a
-logit differently; logits are put on a grid of 1/256, so most such bits change nothing, but not all. That is found
-and named, never passed on: a check of 16 bits stands in the stream every 65,536 ids, and the content has its CRC.
+**What the reader needs.** The logits must come out the same, bit for bit. The engine `int8` sees to that on every
+machine: its sums are whole numbers, and its other operations are those that IEEE 754 fixes (a model with an input
+projection has one product in floating point, when it is loaded, and is the exception). Should an engine compute
+differently all the same, that is found and named, never passed on: a check of 16 bits stands in the stream every
+65,536 ids, and the content has its CRC. Logits are put on a grid of 1/256.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ def _read(coded: bytes, find: Callable[[str], Coder], progress: Progress) -> byt
 
 def _drift(where: str) -> CodingError:
     return CodingError(
-        f"the file is whole, but at {where} its content is wrong: this machine, or its version of onnxruntime, "
+        f"the file is whole, but at {where} its content is wrong: this machine, or this version, "
         "computes differently from the one that wrote it; decompress it there"
     )
 

@@ -114,7 +114,7 @@ class Model:
         """The score of named files, looked at closely; arguments as in `textlstm.scoring.report`."""
         from textlstm.scoring import report
 
-        return report(self.engine, self.tokenizer, files, context, progress)
+        return report(self.scoring_engine, self.tokenizer, files, context, progress)
 
     def writers(
         self, number: int, sampling: SamplingConfig, limits: Limits, seed: int, guard: CopyGuard | None = None
@@ -188,10 +188,10 @@ class Model:
 
     @cached_property
     def coder(self) -> Coder:
-        """The model as compression uses it: in fp32 by ONNX Runtime, whatever else runs it."""
+        """The model as compression uses it: in int8, whose numbers are the same everywhere, whatever else runs it."""
         from textlstm.coding import Coder, StaticPredictor
 
-        engine = load_engine(self._file, "onnx", self._threads)
+        engine = load_engine(self._file, "int8")
         return Coder(self._file.identity, self.tokenizer, lambda lanes: StaticPredictor(engine, lanes))
 
     def compress(self, data: bytes, lanes: int = 1, progress: metrics.Progress = metrics.no_progress) -> Compressed:
@@ -224,7 +224,7 @@ class Model:
 
         cut = len(text) * 2 // 3
         parts = (text[:cut], text[cut:]) if held_out is None else (text, held_out)
-        return xray(self._file, self.engine, *parts, progress=progress)
+        return xray(self._file, self.scoring_engine, *parts, progress=progress)
 
     def save(self, path: str | Path, dtype: DType = "fp32") -> None:
         """Writes the model to a file; `dtype` is `fp32`, `fp16` or `int8`."""
