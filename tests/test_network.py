@@ -478,3 +478,16 @@ def test_chunked_cross_entropy_is_the_plain_one(monkeypatch, label_smoothing):
         sides.append([result.objective.detach(), result.nats, *(t.grad for t in tensors)])
     for plain, chunked in zip(*sides, strict=True):
         torch.testing.assert_close(plain, chunked, atol=1e-6, rtol=1e-5)
+
+
+def test_predicted_frequencies_before_training():
+    """With small weights the first predictions are the frequencies, half an occurrence added to each."""
+    config = make_config("untied-input-projection-scaled")
+    network = RecurrentLM(config, seeded())
+    counts = np.arange(config.vocab_size) * 10
+    network.predict_frequencies(counts)
+    with torch.no_grad():
+        network.head.weight.zero_()
+    logits, _ = network(torch.from_numpy(random_ids(2, 3)), network.zero_state(2))
+    expected = (counts + 0.5) / (counts + 0.5).sum()
+    np.testing.assert_allclose(torch.softmax(logits, -1).detach().numpy(), np.tile(expected, (2, 3, 1)), rtol=1e-5)

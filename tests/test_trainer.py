@@ -468,3 +468,16 @@ def test_a_checkpoint_just_written_stays_beside_damaged_later_ones(tmp_path):
     save_checkpoint(tmp_path, Checkpoint(50, tensors, {}))
     newest = load_newest(tmp_path)
     assert newest is not None and newest.step == 50
+
+
+def test_first_loss_is_that_of_frequencies():
+    """With the bias at the logarithms of the frequencies the first step costs about the unigram entropy."""
+    ids = np.random.default_rng(0).choice(40, 4000, p=np.arange(40) / 780).astype(np.int32)
+    entropy = metrics.unigram_nats(ids, 40)
+    first = {}
+    for unigram_bias in (True, False):
+        config = ModelConfig(vocab_size=40, embed_size=16, hidden_size=16)
+        train = TrainConfig(steps=5, batch_size=4, seq_len=32, unigram_bias=unigram_bias)
+        reader = LaneReader(ids, 4, 32, 0.0, 0, None, np.zeros(40, dtype=bool))
+        first[unigram_bias] = Trainer(config, train, reader, counts_V=np.bincount(ids, minlength=40)).advance().nats
+    assert abs(first[True] - entropy) < 0.15 < abs(first[False] - entropy)

@@ -205,6 +205,7 @@ class TrainConfig(Config):
     activation_penalty: float = option(0.0, "weight of the squared outputs of the last layer (AR)")
     temporal_penalty: float = option(0.0, "weight of the squared change of these outputs in time (TAR)")
     label_smoothing: float = option(0.0, "share of the target spread evenly over the vocabulary")
+    unigram_bias: bool = option(True, "begin the output bias at the logarithms of the tokens' frequencies")
     seed: int = option(0, "seed of initialisation, dropout and order of the text")
     eval_every: int | None = option(
         None, "steps between looks at the development part; default: 20 looks a run, 25 steps apart at least"
@@ -258,7 +259,7 @@ class SamplingConfig(Config):
 
 _ORIGINAL_TRAIN = {
     "batch_size": 8, "seq_len": 256, "jitter": 0.0, "lr": 3e-4, "lr_final": 1.0, "warmup": 0.0, "beta2": 0.999,
-    "weight_decay": 0.01, "clip": None, "ema": 0.0, "steps": 50_000, "patience": 0,
+    "weight_decay": 0.01, "clip": None, "ema": 0.0, "steps": 50_000, "patience": 0, "unigram_bias": False,
 }  # fmt: skip
 _ORIGINAL_MODEL = {
     "embed_size": 192, "hidden_size": 512, "num_layers": 1, "tie_embeddings": False, "input_projection": True,

@@ -175,6 +175,16 @@ class RecurrentLM(nn.Module):
                 bound = 1 / math.sqrt(tensor.shape[1])
                 tensor.uniform_(-bound, bound, generator=generator)
 
+    @torch.no_grad()
+    def predict_frequencies(self, counts_V: NDArray[np.int64]) -> None:
+        """Sets the output bias so that, before any training, tokens are about as likely as they are frequent.
+
+        Args:
+            counts_V: how often each token occurs in the training text; half an occurrence is added to each.
+        """
+        shares_V = (counts_V + 0.5) / (counts_V.sum() + 0.5 * len(counts_V))
+        self.head.bias.copy_(torch.from_numpy(np.log(shares_V) / self.config.logit_scale))
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -525,7 +525,8 @@ class Run:
             part = self.corpus.dev
             dev = Development(self.tokens.dev, self.tokens.train, part.num_chars, part.num_bytes)
         weights = None if initial is None else initial.weights
-        return Trainer(model, train, reader, dev, weights, best_device())
+        counts_V = np.bincount(self.tokens.train, minlength=model.vocab_size)
+        return Trainer(model, train, reader, dev, weights, best_device(), counts_V)
 
     def _facts(self) -> Facts:
         model = self.setup.model

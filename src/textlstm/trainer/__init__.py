@@ -137,6 +137,7 @@ class Trainer:
         dev: the text that picks the best weights, or None.
         initial: weights to begin from; None draws them.
         device: where to train.
+        counts_V: how often each token occurs in the training text, for `unigram_bias`.
     """
 
     def __init__(
@@ -147,12 +148,15 @@ class Trainer:
         dev: Development | None = None,
         initial: Mapping[str, NDArray[np.float32]] | None = None,
         device: str = "cpu",
+        counts_V: NDArray[np.int64] | None = None,
     ) -> None:
         self.config, self.reader, self.dev = train, reader, dev
         seeded = torch.Generator().manual_seed(train.seed)
         self.network = RecurrentLM(model, seeded)
         if initial is not None:
             self.network.load_state_dict({name: torch.from_numpy(array) for name, array in initial.items()})
+        elif train.unigram_bias and counts_V is not None:
+            self.network.predict_frequencies(counts_V)
         self.network.to(device)
         self.averaged = copy.deepcopy(self.network) if train.ema else self.network
         self._parameters = dict(self.network.named_parameters())
