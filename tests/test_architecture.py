@@ -36,7 +36,10 @@ LAYERS = (
 )
 # Pairs of one layer that are allowed, each for a reason.
 EXCEPTIONS = {("config", "errors")}
-MAY_IMPORT_TORCH = {"network", "legacy", "trainer", "trainer.speed", "engine.torch", "run", "export.modeling_textlstm"}
+MAY_IMPORT_TORCH = {
+    "network", "network.recurrence", "legacy", "trainer", "trainer.speed", "engine.torch",
+    "run", "export.modeling_textlstm",
+}  # fmt: skip
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 

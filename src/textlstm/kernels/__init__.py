@@ -8,6 +8,7 @@ numbers mean; `exponential` stands here because both need it.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 from ctypes import POINTER, Structure, c_int64, c_void_p
 from functools import cache
@@ -64,6 +65,16 @@ class Job(Structure):
     ]
 
 
+class Recurrence(Structure):
+    """`struct recurrence` of lstm.c."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("number", "count")),
+        *((name, c_int64) for name in ("steps", "rows", "hidden", "arrived")),
+        *((name, c_void_p) for name in ("weight", "packed", "gates", "h", "c", "grads", "grad_c", "grad_gates")),
+    ]
+
+
 #: `struct row` of sampling.c.
 ROW = np.dtype(
     [("temperature", "f8"), ("top_p", "f8"), ("least", "f8"), ("mark", "f8"), ("top_k", "i8"), ("banned", "i8")]
@@ -89,6 +100,16 @@ def address(array: NDArray[Any]) -> int:
     return begin
 
 
+def _function(function: Any, *counts: int) -> Any:
+    """Declares the arguments of a function: so many integers, so many pointers, and so on in turn."""
+    if function is None:
+        return None
+    kinds = itertools.cycle((c_int64, c_void_p))
+    function.argtypes = [kind for kind, count in zip(kinds, counts, strict=False) for _ in range(count)]
+    function.restype = None
+    return function
+
+
 class Kernel:
     """The functions of one instruction set.
 
@@ -99,11 +120,40 @@ class Kernel:
 
     def __init__(self, library: ctypes.CDLL, kind: str) -> None:
         self.kind = kind
-        self.pack, self.run, self.draw = (getattr(library, f"{name}_{kind}") for name in ("pack", "run", "draw"))
-        self.pack.argtypes = [c_int64] * 5 + [c_void_p] * 3
-        self.run.argtypes = [POINTER(Network), POINTER(Job)]
-        self.draw.argtypes = [c_int64] * 2 + [c_void_p] * 4
-        self.pack.restype = self.run.restype = self.draw.restype = None
+        self.pack = _function(getattr(library, f"pack_{kind}"), 5, 3)
+        self.run = _function(getattr(library, f"run_{kind}"), 0, 2)
+        self.draw = _function(getattr(library, f"draw_{kind}"), 2, 4)
+        self.lstm_forward = _function(getattr(library, f"lstm_forward_{kind}", None), 0, 1)
+        self.lstm_backward = _function(getattr(library, f"lstm_backward_{kind}", None), 0, 1)
+
+
+def run_side_by_side(function: Any, job: Recurrence, threads: int) -> None:
+    """Runs `lstm_forward` or `lstm_backward` on the threads of the OpenMP library that is loaded, or on one."""
+    openmp = _openmp()
+    if openmp is None or threads == 1:
+        function(ctypes.byref(job))
+        return
+    library, job.number, job.count = openmp
+    library.GOMP_parallel(function, ctypes.byref(job), threads, 0)
+
+
+@cache
+def _openmp() -> tuple[ctypes.CDLL, int | None, int | None] | None:
+    """GNU's OpenMP if this process has loaded it, as torch does, and the addresses of two of its functions."""
+    try:
+        paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+        library = ctypes.CDLL(paths.pop())
+        number, count = (
+            ctypes.cast(getattr(library, name), c_void_p).value
+            for name in ("omp_get_thread_num", "omp_get_num_threads")
+        )
+    except (OSError, KeyError, AttributeError):
+        return None
+    if paths:  # two of them: the threads of one would wait for those of the other
+        return None
+    library.GOMP_parallel.argtypes = [c_void_p, c_void_p, ctypes.c_uint, ctypes.c_uint]
+    library.GOMP_parallel.restype = None
+    return library, number, count
 
 
 @cache

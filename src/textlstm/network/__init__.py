@@ -4,14 +4,12 @@ Shape letters: B rows, T time, V vocabulary, E embedding, H hidden, L layers, N 
 first, because that is how the fused kernels read it (with the batch first, torch transposes and copies).
 
 The state comes in as an argument and goes out as a result. Dropout happens where a generator is passed and nowhere
-else, so there is no train or eval mode. Two recurrences compute the same: `fused_lstm`, torch's kernel (oneDNN on a
-CPU, cuDNN on a GPU), and `reference_lstm`, the equations one step after the other, which the tests hold equal.
+else, so there is no train or eval mode. How a layer runs through time is in `network.recurrence`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -21,49 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textlstm.config import ModelConfig
+from textlstm.network.recurrence import Recurrence, fused_lstm, lstm, reference_lstm
 from textlstm.state import State
 
-#: (x_TBI, h_BH, c_BH, weight_ih (4H, I), weight_hh (4H, H), bias (4H)) -> (outputs_TBH, h_BH, c_BH)
-Recurrence = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-def reference_lstm(
-    x_TBI: Tensor, h_BH: Tensor, c_BH: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One LSTM layer from its equations, slow and obvious (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
-
-    i, f, o = sigmoid(W x + U h + b), g = tanh(W x + U h + b), c = f * c + i * g, h = o * tanh(c).
-
-    Args:
-        x_TBI: inputs.
-        h_BH, c_BH: the state before the first step.
-        weight_ih, weight_hh, bias: W (4H, I), U (4H, H) and b (4H), gates in the order i, f, g, o.
-
-    Returns:
-        The outputs of all steps, shape (T, B, H), and the state after the last one.
-    """
-    outputs = []
-    for x_BI in x_TBI:
-        i, f, g, o = (x_BI @ weight_ih.T + h_BH @ weight_hh.T + bias).chunk(4, dim=1)
-        c_BH = torch.sigmoid(f) * c_BH + torch.sigmoid(i) * torch.tanh(g)
-        h_BH = torch.sigmoid(o) * torch.tanh(c_BH)
-        outputs.append(h_BH)
-    return torch.stack(outputs), h_BH, c_BH
-
-
-def fused_lstm(
-    x_TBI: Tensor, h_BH: Tensor, c_BH: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same layer by torch's fused kernel, the one behind `nn.LSTM`; arguments as in `reference_lstm`.
-
-    The functional form takes the weights as arguments, so dropped recurrent weights cost one multiplication and no
-    surgery on a module. It wants two biases; ours is one, as in the equations, and the second is zero.
-    """
-    weights = [weight_ih, weight_hh, bias, torch.zeros_like(bias)]
-    outputs, h, c = torch._VF.lstm(
-        x_TBI, (h_BH[None].contiguous(), c_BH[None].contiguous()), weights, True, 1, 0.0, True, False, False
-    )
-    return outputs, h[0], c[0]
+__all__ = ["Loss", "RecurrentLM", "fused_lstm", "lstm", "reference_lstm"]
 
 
 class LSTMLayer(nn.Module):
@@ -201,7 +160,7 @@ class RecurrentLM(nn.Module):
         ids_BT: Tensor,
         state: State,
         generator: torch.Generator | None = None,
-        recurrence: Recurrence = fused_lstm,
+        recurrence: Recurrence = lstm,
     ) -> Features:
         """Outputs of the last layer, before the output layer.
 
@@ -252,7 +211,7 @@ class RecurrentLM(nn.Module):
         ids_BT: Tensor,
         state: State,
         generator: torch.Generator | None = None,
-        recurrence: Recurrence = fused_lstm,
+        recurrence: Recurrence = lstm,
     ) -> tuple[Tensor, State]:
         """Logits for the token after each given one.
 
