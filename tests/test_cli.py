@@ -98,6 +98,10 @@ def test_version(run):
         ["generate", "MODEL", "a", "--temperature", "-1"], ["generate", "MODEL", "a", "--top-p", "2"],
         ["generate", "MODEL", "a", "--seed", "-1"], ["generate", "MODEL", "a", "--n", "0"],
         ["generate", "MODEL", "a", "--max-chars", "-1"], ["generate", "MODEL", "a", "--stop", ""],
+        ["generate", "MODEL", "--regex", "a("], ["generate", "MODEL", "--regex", "a", "--blanks", "b_"],
+        ["generate", "MODEL", "--regex", "a{9}", "--max-tokens", "8"], ["generate", "MODEL", "--template", "{"],
+        ["generate", "MODEL", "--beams", "2", "--best-of", "2"], ["generate", "MODEL", "--beams", "2", "--n", "3"],
+        ["generate", "MODEL", "--beams", "2", "--top-k", "3"], ["generate", "MODEL", "--line-length", "0"],
         ["generate", "MODEL", "a", "--engine", "nope"], ["score", "MODEL"], ["score", "MODEL", "absent.txt"],
         ["score", "absent.safetensors", "text.txt"], ["score", "MODEL", "text.txt", "--protocol", "warm"],
         ["score", "MODEL", "text.txt", "--protocol", "cold-8", "--lanes", "2"], ["info", "absent"], ["info"],
@@ -241,6 +245,28 @@ def test_generate_stops(run, model):
     cut = run("generate", model, "--max-tokens", "200", "--json", "--seed", "3", "--stop", text[10]).json["texts"][0]
     assert cut == text[: text.index(text[10])]
     assert run("generate", model, "--max-tokens", "0", "--json").json["texts"] == [""]
+
+
+def test_generate_to_a_pattern(run, model):
+    done = run("generate", model, "a", "--choices", 'no,"yes, sir"', "--n", "4", "--seed", "1", "--json")
+    assert len(done.json["texts"]) == 4 and set(done.json["texts"]) <= {"no", "yes, sir"}
+    loaded = Model.load(model)
+    for option, value in {"regex": "[a-c]{3}\n?", "template": "a {b:[xy]+}\\nc", "blanks": "a_b\\n"}.items():
+        (text,) = run("generate", model, "a", f"--{option}", value, "--seed", "3", "--json").json["texts"]
+        asked = value if option == "regex" else value.replace("\\n", "\n")
+        assert text == loaded.generate("a", seed=3, **{option: asked})
+    assert "a\n" in run("generate", model, "--template", "a\\n{b:c|d}", "--seed", "1").out
+
+
+def test_generate_the_likeliest(run, model):
+    loaded = Model.load(model)
+    done = run("generate", model, "a", "--beams", "4", "--n", "2", "--max-tokens", "9", "--json")
+    assert done.json["texts"][0] == loaded.generate("a", beams=4, max_tokens=9) and len(set(done.json["texts"])) == 2
+    options = ["--best-of", "5", "--max-tokens", "9", "--seed", "2"]
+    (best,) = run("generate", model, "a", *options, "--json").json["texts"]
+    assert best == loaded.generate("a", best_of=5, max_tokens=9, seed=2)
+    shown = run("generate", model, "a", *options, "--n", "3").out
+    assert best in shown and "--- 3 of 3 ---" in shown
 
 
 def test_prompts_of_all_kinds(run, model, tmp_path):
@@ -412,7 +438,8 @@ FLAGS = {
         --num-layers --batch-size --seq-len --lr --val-chars --val-fraction --val --dev-fraction --checkpoint-every
         --resume --init-from --out --time-to-loss --json --quiet --encoding --patience --eval-every""",
     "generate": """--max-tokens --max-chars --stop --seed --n --temperature --top-k --top-p --min-p --typical-p
-        --repetition-penalty --engine --threads --json --no-echo --typewriter""",
+        --repetition-penalty --engine --threads --json --no-echo --typewriter --regex --choices --template --blanks
+        --line-length --prefix --beams --best-of""",
     "score": "--protocol --lanes --context --engine --json",
     "import": "--corpus --dtype --json",
     "demo": "--minutes --out --seed --json",

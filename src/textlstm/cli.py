@@ -20,7 +20,16 @@ from typing import Any
 import click
 
 from textlstm import __version__
-from textlstm.config import ENGINES, PRESETS, Config, CorpusConfig, ModelConfig, SamplingConfig, TrainConfig
+from textlstm.config import (
+    ENGINES,
+    PRESETS,
+    Config,
+    CorpusConfig,
+    ModelConfig,
+    PatternConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from textlstm.errors import TextLSTMError
 
 Command = Callable[..., Any]
@@ -240,6 +249,10 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Cores that one step may use; int8 takes one.")
 @options_of(SamplingConfig)
+@click.option("--choices", help="Write one of these texts: a,b,c, or with quotation marks as in a .csv file.")
+@options_of(PatternConfig, skip=["choices"])
+@click.option("--beams", type=int, help="Look for the likeliest text by beam search, with this many beginnings.")
+@click.option("--best-of", type=int, help="Write this many texts and keep the likeliest, by the mean over its tokens.")
 @_common
 def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any) -> None:
     """Write with MODEL, a model file, a run folder or a model that ships; PROMPT is continued ('-' reads it).
@@ -248,12 +261,19 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     textlstm generate shakespeare
     textlstm generate runs/my-text-1 "Once upon a time" --max-chars 400 --temperature 0.7
     textlstm generate shakespeare "HAMLET:" --stop "\\n\\n" --n 3 --seed 1
+    textlstm generate shakespeare --regex "[A-Z][a-z]+, my (lord|lady|dear [a-z]+)[.!]"
+    textlstm generate shakespeare --template "Dear {name:[A-Z][a-z]+},\\nI {what}\\nYours, {who:[A-Z][a-z]+}"
+    textlstm generate shakespeare --blanks "The q___k br___ fox" --beams 32
     """
     from textlstm.generation import Limits
+    from textlstm.generation.search import check_search
     from textlstm.model import Model
     from textlstm.tokenizer import bytes_to_text
 
     sampling = SamplingConfig.from_dict(given(SamplingConfig, values))
+    pattern = _pattern(given(PatternConfig, values))
+    beams, best_of = values["beams"], values["best_of"]
+    check_search(values["n"], beams, best_of, sampling)
     stops = tuple(stop.replace("\\n", "\n") for stop in values["stop"])
     limits = Limits(values["max_tokens"], values["max_chars"], stops, values["stop_at_end"])
     if prompt == "-":
@@ -262,9 +282,16 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     loaded = Model.load(model, values["engine"], values["threads"])
     engine = loaded.engine
     index = None if values["copy_source"] is None else _suffix_index(values["copy_source"], quiet)
-    writers = loaded.writers(values["n"], sampling, limits, seed, loaded.copy_guard(values["max_copy"], index))
+    guard = loaded.copy_guard(values["max_copy"], index)
+    number = values["n"] if best_of is None else best_of
+    writers = loaded.writers(number, sampling, limits, seed, loaded.pattern(pattern), guard)
     started, first = time.perf_counter(), None
-    pieces = loaded.write(prompt, writers)
+    if beams is None and best_of is None:
+        pieces = loaded.write(prompt, writers)
+    else:
+        found = loaded.search(prompt, writers[0], beams, values["n"]) if beams is not None else None
+        writers = loaded.write_best(prompt, writers, values["n"]) if found is None else found
+        pieces = iter([(0, writers[0].text)])
     shown = 0
     if not as_json:
         _heading(0, len(writers), prompt, values["no_echo"])
@@ -309,6 +336,16 @@ def _suffix_index(source: str, quiet: bool) -> Any:
 def _copied(novelty: Any) -> str:
     shares = ", ".join(f"{share:.1%} in runs of {length} or more" for length, share in novelty.copied.items())
     return f"longest verbatim run {novelty.longest} characters; of all characters {shares}"
+
+
+def _pattern(values: dict[str, Any]) -> PatternConfig:
+    """The pattern that was asked for; in texts \\n is a line break, as in a stop string."""
+    import csv
+
+    texts = {k: v.replace("\\n", "\n") if isinstance(v, str) and k != "regex" else v for k, v in values.items()}
+    if "choices" in texts:
+        texts["choices"] = [text for row in csv.reader([texts["choices"]]) for text in row]
+    return PatternConfig.from_dict(texts)
 
 
 def _heading(number: int, of: int, prompt: str, no_echo: bool) -> None:

@@ -48,6 +48,12 @@ class Config:
                 raise ConfigError(f"{cls.__name__}.{key} must be {_type_name(hints[key])}, not {value!r}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
+    @classmethod
+    def taken_from(cls, values: dict[str, Any]) -> Self:
+        """Builds a configuration from those of some values that are its fields, and takes them out."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name in values]
+        return cls.from_dict({name: values.pop(name) for name in names})
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -255,6 +261,25 @@ class SamplingConfig(Config):
         self._require(0 < self.typical_p <= 1, "typical_p", "above 0 and at most 1")
         self._require(0 <= self.top_p <= 1, "top_p", "between 0 and 1")
         self._require(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class PatternConfig(Config):
+    """What a text must look like; one of these at most, but for `prefix`, which goes with each of the others."""
+
+    regex: str | None = option(None, "write a text that this regular expression matches as a whole")
+    choices: tuple[str, ...] = option((), "write one of these texts")
+    template: str | None = option(None, "write this text and fill its fields, {name:REGEX} or {name} for some words")
+    blanks: str | None = option(None, "write this text with each _ replaced by one character that is no space")
+    line_length: int | None = option(None, "write lines of at most this many characters")
+    prefix: str | None = option(None, "begin the text with this")
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("regex", "template", "blanks", "line_length") if getattr(self, name) is not None]
+        given += ["choices"] * bool(self.choices)
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} cannot go together; put them into one regex".replace("_", "-"))
+        self._require(self.line_length is None or self.line_length >= 1, "line_length", "at least 1")
 
 
 _ORIGINAL_TRAIN = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textlstm import metrics
-from textlstm.config import ModelConfig, SamplingConfig
+from textlstm.config import ModelConfig, PatternConfig, SamplingConfig
 from textlstm.engine import Engine, load_engine, writing_engine
 from textlstm.errors import UsageError
 from textlstm.export import export
 from textlstm.generation import Limits, Writer, read_prompt, write
+from textlstm.generation.pattern import Pattern, Vocabulary
+from textlstm.generation.search import beam_search, check_search, write_best
 from textlstm.model_file import DType, ModelFile, read_model, write_model
 from textlstm.registry import find_model
+from textlstm.state import State
 from textlstm.tokenizer import Tokenizer, text_to_bytes
 
 if TYPE_CHECKING:  # what writing does not need is imported when it is used
@@ -116,24 +119,57 @@ class Model:
 
         return report(self.scoring_engine, self.tokenizer, files, context, progress)
 
+    @cached_property
+    def _patterns(self) -> Callable[[PatternConfig], Pattern]:
+        vocabulary = Vocabulary(self.tokenizer, self.config.vocab_size)
+        return lru_cache(8)(lambda config: Pattern(config, vocabulary))
+
+    def pattern(self, config: PatternConfig) -> Pattern | None:
+        """A pattern made ready for this model, or None if nothing is asked.
+
+        Raises:
+            UsageError: it cannot be read, or there is no text that fits.
+        """
+        return None if config == PatternConfig() else self._patterns(config)
+
     def writers(
-        self, number: int, sampling: SamplingConfig, limits: Limits, seed: int, guard: CopyGuard | None = None
+        self,
+        number: int,
+        sampling: SamplingConfig,
+        limits: Limits,
+        seed: int,
+        pattern: Pattern | None = None,
+        guard: CopyGuard | None = None,
     ) -> Sequence[Writer]:
         """Writers for some texts; the seeds of their streams are `seed`, `seed + 1`, ..."""
         if seed < 0:
             raise UsageError(f"a seed must be 0 or more, not {seed}")
         shape = self.config.vocab_size, self.config.boundary_id
         forbidden = None if guard is None else guard.forbidden
-        return [Writer(self.tokenizer, *shape, sampling, limits, seed + i, forbidden) for i in range(number)]
+        return [
+            Writer(self.tokenizer, *shape, sampling, limits, seed + i, pattern, forbidden=forbidden)
+            for i in range(number)
+        ]
 
     def write(self, prompt: str, writers: Sequence[Writer]) -> Iterator[tuple[int, str]]:
         """Continues a prompt once for each writer; yields the number of a writer and a piece of its text."""
+        return write(self.engine, writers, *self._begin(prompt, writers))
+
+    def write_best(self, prompt: str, writers: Sequence[Writer], keep: int = 1) -> Sequence[Writer]:
+        """Continues a prompt once for each writer; returns those with the highest mean log-probability, best first."""
+        return write_best(self.engine, writers, *self._begin(prompt, writers), keep)
+
+    def search(self, prompt: str, writer: Writer, beams: int, keep: int = 1) -> Sequence[Writer]:
+        """Looks for the likeliest continuations by beam search; returns writers that have ended, best first."""
+        return beam_search(self.engine, writer, *self._begin(prompt, [writer]), beams, keep)
+
+    def _begin(self, prompt: str, writers: Sequence[Writer]) -> tuple[NDArray[np.float32], State]:
         logits_BV, state = read_prompt(self.engine, self.tokenizer, prompt)
         ids = self.tokenizer.encode(prompt)
         for writer in writers:
             writer.read(ids)
         rows = [0] * len(writers)
-        return write(self.engine, writers, logits_BV[rows], state.select(rows))
+        return logits_BV[rows], state.select(rows)
 
     def copy_guard(self, max_copy: int | None, source: SuffixIndex | None) -> CopyGuard | None:
         """What keeps a text from copying more than some characters of a source; None without a limit.
@@ -158,15 +194,24 @@ class Model:
         stop: Sequence[str] = (),
         stop_at_end: bool = False,
         seed: int | None = None,
+        beams: int | None = None,
+        best_of: int | None = None,
         max_copy: int | None = None,
         copy_source: SuffixIndex | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Iterator[str]:
-        """Continues a prompt, piece by piece; arguments as in `generate`."""
+        """Continues a prompt, piece by piece; arguments as in `generate`. Beams and `best_of` give one piece."""
         limits = Limits(max_tokens, max_chars, tuple([stop] if isinstance(stop, str) else stop), stop_at_end)
         seed = secrets.randbits(31) if seed is None else seed
+        pattern = self.pattern(PatternConfig.taken_from(options))
+        sampling = SamplingConfig.from_dict(options)
         guard = self.copy_guard(max_copy, copy_source)
-        writers = self.writers(1, SamplingConfig.from_dict(sampling), limits, seed, guard)
+        check_search(1, beams, best_of, sampling)
+        writers = self.writers(1 if best_of is None else best_of, sampling, limits, seed, pattern, guard)
+        if beams is not None:
+            return iter([self.search(prompt, writers[0], beams)[0].text])
+        if best_of is not None:
+            return iter([self.write_best(prompt, writers)[0].text])
         return (text for _, text in self.write(prompt, writers))
 
     def generate(self, prompt: str = "", **options: Any) -> str:
@@ -175,14 +220,17 @@ class Model:
         Args:
             prompt: text to continue; "" is the model's own start.
             **options: `max_tokens`, `max_chars`, `stop` (strings), `stop_at_end`, `seed` (None is a new one each
-                time), `max_copy` (characters of a verbatim run) and `copy_source` (a `SuffixIndex`), and the
-                fields of `SamplingConfig`: `temperature`, `top_k`, `top_p`, ...
+                time); `beams` (beam search) or `best_of` (samples of which the likeliest is kept); `max_copy`
+                (characters of a verbatim run) and `copy_source` (a `SuffixIndex`); the fields of
+                `SamplingConfig`: `temperature`, `top_k`, `top_p`, ...; those of `PatternConfig`: `regex`, `choices`,
+                `template`, `blanks`, `line_length`, `prefix`.
 
         Returns:
             The continuation, without the prompt.
 
         Raises:
             ConfigError: an unknown option or an impossible value.
+            UsageError: a pattern that cannot be met.
         """
         return "".join(self.stream(prompt, **options))
 

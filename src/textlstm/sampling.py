@@ -318,6 +318,13 @@ def _require_finite(top_B: Floats, error: type[TextLSTMError], problem: str, num
         raise error(f"row {row if numbers is None else numbers[row]}: {problem}")
 
 
+def log_softmax(logits_V: Floats) -> npt.NDArray[np.float64]:
+    """Natural logarithms of the probabilities that some logits stand for, along the last axis."""
+    x_V = np.asarray(logits_V, np.float64) - np.max(logits_V, axis=-1, keepdims=True)
+    log_probs_V: npt.NDArray[np.float64] = x_V - np.log(np.exp(x_V).sum(-1, keepdims=True))
+    return log_probs_V
+
+
 def _softmax(logits_BV: Floats) -> npt.NDArray[np.float64]:
     probs_BV = np.array(logits_BV, np.float64)
     probs_BV -= probs_BV.max(-1, keepdims=True)

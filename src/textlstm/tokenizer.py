@@ -321,6 +321,17 @@ class TextStream:
         """The text that is complete once this id is written; empty while a character is unfinished."""
         return self._decoder.decode(self._tokenizer.token_bytes(id))
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a character was begun and is not complete."""
+        return bool(self._decoder.getstate()[0])
+
+    def copy(self) -> TextStream:
+        """A stream that stands at the same place."""
+        twin = TextStream(self._tokenizer)
+        twin._decoder.setstate(self._decoder.getstate())
+        return twin
+
     def flush(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character, else nothing."""
         return self._decoder.decode(b"", final=True)

@@ -6,6 +6,7 @@ leave the batch. What a row writes depends on its prompt, options and seed alone
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from textlstm.config import SamplingConfig
 from textlstm.engine import Engine
 from textlstm.errors import UsageError
-from textlstm.sampling import Row, sample
+from textlstm.generation.pattern import Guide, Pattern
+from textlstm.sampling import Bools, Row, log_softmax, sample
 from textlstm.state import State
 from textlstm.tokenizer import TextStream, Tokenizer
 
@@ -55,13 +57,18 @@ class Writer:
         boundary_id: the document boundary, or None.
         sampling: how tokens are drawn.
         limits: when to end.
-        seed: of the random stream.
+        seed: of the random stream, or the stream itself.
+        pattern: what the text must look like; None is anything.
+        held: a text begun earlier goes on: what was written of it and not shown, and the stream of its bytes. Then
+            nothing is flushed at the end either.
         forbidden: gives the ids that must not follow what is written, prompt included, as bytes.
 
     Attributes:
         text: what was written and shown so far.
         tokens: how many tokens it took.
-        reason: why it ended: `length`, `stop` or `end`; None while it goes on.
+        reason: why it ended: `length`, `stop`, `pattern` (complete, nothing can follow) or `end` (the model drew the
+            document's boundary, or a token that left a complete pattern); None while it goes on.
+        log_prob: natural logarithm of the probability of what was pushed, as far as `weigh` was asked.
     """
 
     def __init__(
@@ -71,56 +78,125 @@ class Writer:
         boundary_id: int | None,
         sampling: SamplingConfig,
         limits: Limits,
-        seed: int,
+        seed: int | np.random.Generator,
+        pattern: Pattern | None = None,
+        held: tuple[str, TextStream] | None = None,
         forbidden: Callable[[bytearray], NDArray[np.int64]] | None = None,
     ) -> None:
-        banned_V = np.arange(vocab_size) >= tokenizer.vocab_size
+        self._tokenizer, self._boundary_id, self._limits = tokenizer, boundary_id, limits
+        self._forbidden, self._written = forbidden, bytearray()  # kept only where something is forbidden by it
+        self._writes_V = np.arange(vocab_size) < tokenizer.vocab_size
+        self._at_end_V = np.zeros(vocab_size, np.bool_)  # the boundary, if it may be drawn anywhere
         if limits.stop_at_end and boundary_id is not None:
-            banned_V[boundary_id] = False
-        self.row = Row(sampling, np.random.default_rng(seed), vocab_size, banned_V if banned_V.any() else None)
-        self._tokenizer, self._banned_V, self._forbidden = tokenizer, banned_V, forbidden
-        self._written = bytearray()  # kept only where something is forbidden by it
-        self._boundary_id, self._stream = boundary_id, TextStream(tokenizer)
-        self._limits = limits
-        self._held = ""  # text that may turn out to be the beginning of a stop string
-        self.text, self.tokens = "", 0
-        self.reason: str | None = None
+            self._at_end_V[boundary_id] = True
         self._max_tokens = limits.max_tokens
         if limits.max_tokens is None and limits.max_chars is None:
             self._max_tokens = DEFAULT_MAX_TOKENS
+            if pattern is not None and not pattern.open:
+                self._max_tokens += pattern.shortest
+        self._stays_V = self._writes_V
+        self._guide = None if pattern is None else Guide(pattern, self._max_tokens, limits.max_chars)
+        if pattern is not None and not pattern.open and limits.stop:
+            raise UsageError("a stop string cannot be combined with a pattern for the whole text; leave one out")
+        self.row = Row(sampling, np.random.default_rng(seed), vocab_size)
+        self._lasting = held is not None
+        # `_held` may turn out to be the beginning of a stop string.
+        self._held, self._stream = ("", TextStream(tokenizer)) if held is None else held
+        self.text, self.tokens, self.log_prob = "", 0, 0.0
+        self.reason: str | None = None
         if 0 in (self._max_tokens, limits.max_chars):
             self.reason = "length"
+        else:
+            self._aim()
 
     def read(self, ids: NDArray[np.int32]) -> None:
         """Takes the ids of the prompt."""
         self.row.read(ids)
-        self._forbid(self._tokenizer.decode_bytes(ids))
-
-    def _forbid(self, written: bytes) -> None:
-        if self._forbidden is not None:
-            self._written += written
-            self.row.banned = self._banned_V.copy()
-            self.row.banned[self._forbidden(self._written)] = True
+        if self._forbidden is not None and self.reason is None:
+            self._written += self._tokenizer.decode_bytes(ids)
+            self._aim()
 
     def push(self, id: int) -> str:
         """Takes a drawn token; returns the text that is now certain."""
         self.tokens += 1
-        if id == self._boundary_id:
-            return self._finish("end", self._held + self._stream.flush())
+        if id == self._boundary_id or not (self._guide is None or self._guide.push(id)):
+            held, self._held = self._held, ""
+            return self._finish("end", held if self._lasting else held + self._stream.flush())
         self.row.wrote(id)
-        self._forbid(self._tokenizer.token_bytes(id))
-        pending = self._held + self._stream.push(id)
+        text = self.take(self._stream.push(id))
+        if self.reason is None and self.tokens == self._max_tokens:
+            return text + self._finish("length", "" if self._lasting else self._held + self._stream.flush())
+        if self._forbidden is not None:
+            self._written += self._tokenizer.token_bytes(id)
+        if self.reason is None and (self._guide is not None or self._forbidden is not None):
+            self._aim()
+        return text
+
+    def take(self, text: str) -> str:
+        """Takes a piece of text; returns what is now certain."""
+        pending = self._held + text
         found = [place for stop in self._limits.stop if (place := pending.find(stop)) >= 0]
         if found:
             return self._finish("stop", pending[: min(found)])
         most = self._limits.max_chars
         if most is not None and len(self.text) + len(pending) >= most:
+            self._held = pending[most - len(self.text) :]
             return self._finish("length", pending)
-        if self.tokens == self._max_tokens:
-            return self._finish("length", pending + self._stream.flush())
         held = max((_overlap(pending, stop) for stop in self._limits.stop), default=0)
         self._held = pending[len(pending) - held :]
         return self._show(pending[: len(pending) - held])
+
+    @property
+    def held(self) -> tuple[str, TextStream]:
+        """What was written and not shown, and the stream of bytes: what a later text goes on from."""
+        return self._held, self._stream
+
+    def stays_V(self) -> Bools:
+        """Which tokens the text may go on with, shape (V,)."""
+        return self._stays_V
+
+    def ends_V(self) -> Bools:
+        """Which tokens would end the text and not be part of it, shape (V,)."""
+        if self._guide is None or (self._guide.is_open and self._guide.is_complete):
+            return self._at_end_V
+        return self._anything_V() & ~self._guide.stays() if self._guide.can_end else np.zeros_like(self._at_end_V)
+
+    def weigh(self, logits_V: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
+        """Log-probabilities of all tokens, shape (V,), and of the text's end here: by any token that would end it."""
+        log_probs_V = log_softmax(logits_V)
+        with np.errstate(divide="ignore"):
+            return log_probs_V, float(np.log(np.exp(log_probs_V[self.ends_V()]).sum()))
+
+    @property
+    def at_best(self) -> float:
+        """Mean log-probability that the text can still reach: if all tokens that are left were certain."""
+        return 0.0 if self._max_tokens is None else self.log_prob / self._max_tokens
+
+    def copy(self) -> Writer:
+        """A writer that stands at the same place, with the same random stream."""
+        twin = copy.copy(self)
+        twin.row, twin._guide, twin._stream = copy.copy(self.row), copy.copy(self._guide), self._stream.copy()
+        twin._written = self._written.copy()
+        return twin
+
+    def _aim(self) -> None:
+        """Tells the row what may be drawn next, or ends a text that nothing can follow."""
+        self._stays_V = self._writes_V if self._guide is None else self._guide.stays()
+        if self._forbidden is not None:
+            self._stays_V = self._stays_V.copy()
+            self._stays_V[self._forbidden(self._written)] = False
+        if self._guide is not None and self._guide.can_end and not self._stays_V.any():
+            self.reason = "pattern"
+            return
+        drawable_V = self._stays_V | self.ends_V()
+        self.row.banned = None if drawable_V.all() else ~drawable_V
+
+    def _anything_V(self) -> Bools:
+        """All tokens that write something, and the boundary."""
+        anything_V = self._writes_V.copy()
+        if self._boundary_id is not None:
+            anything_V[self._boundary_id] = True
+        return anything_V
 
     def _finish(self, reason: str, last: str) -> str:
         self.reason = reason
@@ -145,7 +221,9 @@ def read_prompt(engine: Engine, tokenizer: Tokenizer, prompt: str) -> tuple[np.n
     return engine.prefill(ids.astype(np.int64)[None], state) if len(ids) else (logits_BV, state)
 
 
-def write(engine: Engine, writers: Sequence[Writer], logits_BV: np.ndarray, state: State) -> Iterator[tuple[int, str]]:
+def write(
+    engine: Engine, writers: Sequence[Writer], logits_BV: np.ndarray, state: State, weigh: bool = False
+) -> Iterator[tuple[int, str]]:
     """Writes texts side by side until each has ended.
 
     Args:
@@ -153,6 +231,7 @@ def write(engine: Engine, writers: Sequence[Writer], logits_BV: np.ndarray, stat
         writers: one per row.
         logits_BV: for the first token of each row.
         state: to go on from.
+        weigh: whether each writer's `log_prob` is added up.
 
     Yields:
         The number of a row and a piece of its text, as soon as it is certain.
@@ -162,9 +241,12 @@ def write(engine: Engine, writers: Sequence[Writer], logits_BV: np.ndarray, stat
         logits_BV, state = logits_BV[alive], state.select(alive)
     while alive:
         ids_B = sample(logits_BV, [writers[number].row for number in alive])
-        for number, id in zip(alive, ids_B.tolist(), strict=True):
+        for place, (number, id) in enumerate(zip(alive, ids_B.tolist(), strict=True)):
+            log_probs_V, end = writers[number].weigh(logits_BV[place]) if weigh else (None, 0.0)
             if text := writers[number].push(id):
                 yield number, text
+            if log_probs_V is not None:
+                writers[number].log_prob += end if writers[number].reason == "end" else float(log_probs_V[id])
         places = [place for place, number in enumerate(alive) if writers[number].reason is None]
         if len(places) < len(alive):
             alive, ids_B, state = [alive[p] for p in places], ids_B[places], state.select(places)
