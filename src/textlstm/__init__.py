@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from textlstm.api import load, train
     from textlstm.config import CorpusConfig, ModelConfig, SamplingConfig, TrainConfig
     from textlstm.errors import TextLSTMError
+    from textlstm.generation.session import Session
     from textlstm.metrics import Score
     from textlstm.model import Model
     from textlstm.state import State
@@ -27,6 +28,7 @@ _HOME = {
     "load": "textlstm.api",
     "train": "textlstm.api",
     "Model": "textlstm.model",
+    "Session": "textlstm.generation.session",
     "State": "textlstm.state",
     "Score": "textlstm.metrics",
     "ModelConfig": "textlstm.config",
@@ -42,6 +44,7 @@ __all__ = [
     "ModelConfig",
     "SamplingConfig",
     "Score",
+    "Session",
     "State",
     "TextLSTMError",
     "TrainConfig",

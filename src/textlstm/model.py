@@ -19,6 +19,7 @@ from textlstm.export import export
 from textlstm.generation import Limits, Writer, read_prompt, write
 from textlstm.generation.pattern import Pattern, Vocabulary
 from textlstm.generation.search import beam_search, check_search, write_best
+from textlstm.generation.session import Session
 from textlstm.model_file import DType, ModelFile, read_model, write_model
 from textlstm.registry import find_model
 from textlstm.state import State
@@ -233,6 +234,27 @@ class Model:
             UsageError: a pattern that cannot be met.
         """
         return "".join(self.stream(prompt, **options))
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what computes; states and compressed files belong to it."""
+        return self._file.identity
+
+    @property
+    def title(self) -> str:
+        """What the model is called in messages: by the corpus it was trained on."""
+        corpus = self.card.get("corpus")
+        return str(corpus.get("name", "unnamed")) if isinstance(corpus, dict) else "unnamed"
+
+    def session(self, seed: int | None = None, **sampling: Any) -> Session:
+        """A text that is read and written bit by bit, and can be branched, saved and loaded.
+
+        Args:
+            seed: of its random stream; None is a new one each time.
+            **sampling: the fields of `SamplingConfig`.
+        """
+        seed = secrets.randbits(31) if seed is None else seed
+        return Session(self, SamplingConfig.from_dict(sampling), seed)
 
     @cached_property
     def coder(self) -> Coder:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from textlstm.config import ModelConfig
-from textlstm.errors import ModelFileError
+from textlstm.errors import ModelFileError, UsageError
 from textlstm.files import write_atomically
 
 
@@ -58,6 +58,24 @@ class State:
             else (lambda arrays: sys.modules["torch"].cat(arrays, 1))
         )
         return State(join([s.h_LBH for s in states]), join([s.c_LBH for s in states]))
+
+    @staticmethod
+    def mix(a: State, b: State, share: float) -> State:
+        """A blend of two states of one model.
+
+        Args:
+            a, b: the states, of as many rows.
+            share: of `b`; 0 is `a`, 1 is `b`.
+
+        Raises:
+            UsageError: the shapes differ, or the share is not between 0 and 1.
+        """
+        if a.h_LBH.shape != b.h_LBH.shape:
+            shapes = tuple(a.h_LBH.shape), tuple(b.h_LBH.shape)
+            raise UsageError(f"states of the shapes {shapes[0]} and {shapes[1]} cannot be mixed; they need one model")
+        if not 0 <= share <= 1:
+            raise UsageError(f"the share of the second state must be between 0 and 1, not {share}")
+        return State((1 - share) * a.h_LBH + share * b.h_LBH, (1 - share) * a.c_LBH + share * b.c_LBH)
 
     def save(self, path: str | Path) -> None:
         """Writes the state to a safetensors file, whole or not at all."""
