@@ -102,6 +102,7 @@ def test_version(run):
         ["generate", "MODEL", "--regex", "a{9}", "--max-tokens", "8"], ["generate", "MODEL", "--template", "{"],
         ["generate", "MODEL", "--beams", "2", "--best-of", "2"], ["generate", "MODEL", "--beams", "2", "--n", "3"],
         ["generate", "MODEL", "--beams", "2", "--top-k", "3"], ["generate", "MODEL", "--line-length", "0"],
+        ["generate", "MODEL", "--interactive", "--n", "2"], ["generate", "MODEL", "--interactive", "--max-copy", "5"],
         ["generate", "MODEL", "a", "--engine", "nope"], ["score", "MODEL"], ["score", "MODEL", "absent.txt"],
         ["score", "absent.safetensors", "text.txt"], ["score", "MODEL", "text.txt", "--protocol", "warm"],
         ["score", "MODEL", "text.txt", "--protocol", "cold-8", "--lanes", "2"], ["info", "absent"], ["info"],
@@ -439,7 +440,7 @@ FLAGS = {
         --resume --init-from --out --time-to-loss --json --quiet --encoding --patience --eval-every""",
     "generate": """--max-tokens --max-chars --stop --seed --n --temperature --top-k --top-p --min-p --typical-p
         --repetition-penalty --engine --threads --json --no-echo --typewriter --regex --choices --template --blanks
-        --line-length --prefix --beams --best-of""",
+        --line-length --prefix --beams --best-of --interactive""",
     "score": "--protocol --lanes --context --engine --json",
     "import": "--corpus --dtype --json",
     "demo": "--minutes --out --seed --json",

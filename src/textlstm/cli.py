@@ -252,6 +252,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
 @click.option("--choices", help="Write one of these texts: a,b,c, or with quotation marks as in a .csv file.")
 @options_of(PatternConfig, skip=["choices"])
 @click.option("--beams", type=int, help="Look for the likeliest text by beam search, with this many beginnings.")
+@click.option("--interactive", "-i", is_flag=True, help="Write together: type texts and commands, /help lists them.")
 @click.option("--best-of", type=int, help="Write this many texts and keep the likeliest, by the mean over its tokens.")
 @_common
 def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any) -> None:
@@ -264,6 +265,7 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     textlstm generate shakespeare --regex "[A-Z][a-z]+, my (lord|lady|dear [a-z]+)[.!]"
     textlstm generate shakespeare --template "Dear {name:[A-Z][a-z]+},\\nI {what}\\nYours, {who:[A-Z][a-z]+}"
     textlstm generate shakespeare --blanks "The q___k br___ fox" --beams 32
+    textlstm generate shakespeare --interactive
     """
     from textlstm.generation import Limits
     from textlstm.generation.search import check_search
@@ -280,6 +282,15 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
         prompt = bytes_to_text(sys.stdin.buffer.read())
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
     loaded = Model.load(model, values["engine"], values["threads"])
+    if values["interactive"]:
+        others = beams, best_of, values["max_copy"], values["copy_source"]
+        if as_json or values["n"] > 1 or any(other is not None for other in others):
+            raise click.UsageError(
+                "--interactive writes one text at a time, and looks for no copies: leave out --json, --n, --beams, "
+                "--best-of, --max-copy, --copy-source"
+            )
+        _converse(loaded, prompt, sampling, {**dataclasses.asdict(limits), **pattern.to_dict()}, seed, quiet)
+        return
     engine = loaded.engine
     index = None if values["copy_source"] is None else _suffix_index(values["copy_source"], quiet)
     guard = loaded.copy_guard(values["max_copy"], index)
@@ -346,6 +357,27 @@ def _pattern(values: dict[str, Any]) -> PatternConfig:
     if "choices" in texts:
         texts["choices"] = [text for row in csv.reader([texts["choices"]]) for text in row]
     return PatternConfig.from_dict(texts)
+
+
+def _converse(
+    model: Any, prompt: str, sampling: SamplingConfig, options: dict[str, Any], seed: int, quiet: bool
+) -> None:
+    from textlstm.interactive import Conversation, answer, converse, read_stdin, terminal_reader
+
+    if all(options[name] is None for name in ("max_tokens", "max_chars")):
+        options["max_chars"] = 300
+    conversation = Conversation(model, model.session(seed, **sampling.to_dict()), options)
+    in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if in_terminal and not quiet:
+        click.echo("Type a text and the model goes on; /help lists the commands, Ctrl-D leaves.", err=True)
+
+    def show(text: str) -> None:
+        click.echo(text, nl=False)
+
+    if prompt:
+        show(click.style(prompt, bold=True))
+        answer(conversation, prompt, show)
+    converse(conversation, terminal_reader(conversation) if in_terminal else read_stdin, show)
 
 
 def _heading(number: int, of: int, prompt: str, no_echo: bool) -> None:

@@ -1,0 +1,332 @@
+"""`generate --interactive`: a conversation with a session, in a terminal.
+
+`Conversation` knows the commands and no terminal; `converse` reads lines, shows the text as it is written, and turns
+Ctrl-C into the end of a text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import signal
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+from textlstm.config import PatternConfig, SamplingConfig
+from textlstm.corpus.named import cache_dir
+from textlstm.errors import TextLSTMError, UsageError
+from textlstm.generation.session import Session
+from textlstm.model import Model
+
+_MAX_UNDO = 20
+_NAME = re.compile(r"\w[\w.-]*")
+_LIMITS: dict[str, Any] = {"max_tokens": int, "max_chars": int, "stop": str, "stop_at_end": bool}
+_YES, _NO = ("on", "yes", "true"), ("off", "no", "none", "false")
+
+HELP = """Type a text: the model reads it and goes on. Enter alone lets it write on; \\n is a line break.
+Ctrl-C stops the text, Ctrl-D leaves.
+
+  /again                  write the last answer once more, differently
+  /undo, /redo            take back the last step, or the taking back
+  /branch [NAME]          remember this point under a name; alone, list the names
+  /save NAME              write the session to sessions/NAME.safetensors
+  /load NAME              go to a branch, or to a session that was saved
+  /reset                  begin anew
+  /set [NAME VALUE]       change a setting (temperature 0.7, max-chars 500, stop \\n, regex off); alone, show all
+  /help, /quit
+
+A text that begins with a slash is written with two: //"""
+
+
+class Conversation:
+    """A session, and the commands that change it.
+
+    Args:
+        model: what writes.
+        session: where it begins.
+        options: how each answer is written, as of `Session.stream`.
+        folder: where sessions are saved by name.
+    """
+
+    def __init__(
+        self, model: Model, session: Session, options: dict[str, Any], folder: Path = Path("sessions")
+    ) -> None:
+        self.model, self.session, self.options, self.folder = model, session, options, folder
+        self.over = False
+        self._start, self._branches = session.branch(), dict[str, Session]()
+        self._past: list[Session] = []
+        self._future: list[Session] = []
+        self._last: str | None = None  # text that the last answer answered
+
+    def hear(self, line: str) -> Iterator[str]:
+        """Takes a line; yields what is to be shown, piece by piece.
+
+        Raises:
+            TextLSTMError: a command that cannot be meant, or that failed; nothing has changed.
+        """
+        if line.startswith("/") and not line.startswith("//"):
+            name, _, rest = line[1:].partition(" ")
+            method = getattr(self, f"_command_{name}", None)
+            if method is None:
+                near = difflib.get_close_matches(name, commands(), n=1)
+                hint = f"did you mean /{near[0]}?" if near else "/help lists them"
+                raise UsageError(f"there is no command /{name}; {hint}")
+            yield from method(rest.strip())
+            return
+        text = line.removeprefix("/") if line.startswith("//") else line
+        self.session.stream(**self.options)  # says what is wrong with a setting before anything has changed
+        self._remember()
+        yield from self._answer(text.replace("\\n", "\n"))
+
+    def names(self) -> list[str]:
+        """Branches, and sessions that were saved."""
+        saved = [path.stem for path in self.folder.glob("*.safetensors")] if self.folder.is_dir() else []
+        return sorted({*self._branches, *saved})
+
+    def _answer(self, text: str) -> Iterator[str]:
+        self._last = text
+        if text:
+            self.session.feed(text)
+        yield from self.session.stream(**self.options)
+
+    def _remember(self) -> None:
+        self._past = [*self._past[1 - _MAX_UNDO :], self.session.branch()]
+        self._future = []
+
+    def _go_to(self, session: Session) -> None:
+        """Goes on from another session; settings stay."""
+        session.sampling = self.session.sampling
+        self.session = session
+
+    def _command_again(self, _: str) -> Iterator[str]:
+        if self._last is None or not self._past:
+            raise UsageError("nothing was written yet")
+        self._go_to(self._past[-1].branch(seed=self.session.rng))  # the stream goes on: another answer
+        yield from self._answer(self._last)
+
+    def _command_undo(self, _: str) -> Iterator[str]:
+        yield from self._step_back(self._past, self._future, "there is nothing to take back")
+
+    def _command_redo(self, _: str) -> Iterator[str]:
+        yield from self._step_back(self._future, self._past, "nothing was taken back")
+
+    def _step_back(self, from_: list[Session], to: list[Session], nothing: str) -> Iterator[str]:
+        if not from_:
+            raise UsageError(nothing)
+        to.append(self.session)
+        self._go_to(from_.pop())
+        self._last = None
+        yield self._where()
+
+    def _command_branch(self, name: str) -> Iterator[str]:
+        if not name:
+            yield "branches: " + (", ".join(self._branches) or "none yet")
+            return
+        self._branches[_checked(name)] = self.session.branch()
+        yield f"/load {name} comes back here"
+
+    def _command_save(self, name: str) -> Iterator[str]:
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.session.save(path)
+        yield f"saved to {path}"
+
+    def _command_load(self, name: str) -> Iterator[str]:
+        branch = self._branches.get(name)
+        session = Session.load(self._path(name), self.model) if branch is None else branch.branch()
+        self._remember()
+        self._go_to(session)
+        self._last = None
+        yield self._where()
+
+    def _command_reset(self, _: str) -> Iterator[str]:
+        self._remember()
+        self._go_to(self._start.branch())
+        self._last = None
+        yield "a new text"
+
+    def _command_set(self, rest: str) -> Iterator[str]:
+        name, _, value = rest.partition(" ")
+        name = name.replace("-", "_")
+        if not name:
+            current = {**self.session.sampling.to_dict(), **{k: v for k, v in self.options.items() if v is not None}}
+            yield "\n".join(f"{key.replace('_', '-')} {_written(value)}" for key, value in current.items())
+            return
+        known = settings()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"there is no setting {name}; {hint}".replace("_", "-"))
+        read = _read(name, known[name], value.strip())
+        if name in _sampling_settings():
+            self.session.sampling = self.session.sampling.replace(**{name: read})
+        else:
+            options = {**self.options, name: read}
+            self.session.branch().stream(**options)  # says what is wrong with it
+            self.options = options
+        yield f"{name.replace('_', '-')} {_written(read)}"
+
+    def _command_help(self, _: str) -> Iterator[str]:
+        yield HELP
+
+    def _command_quit(self, _: str) -> Iterator[str]:
+        self.over = True
+        yield from ()
+
+    def _path(self, name: str) -> Path:
+        if name.endswith(".safetensors") or "/" in name or "\\" in name:
+            return Path(name)
+        return self.folder / f"{_checked(name)}.safetensors"
+
+    def _where(self) -> str:
+        end = self.session.text[-60:]
+        return f"... {end}" if self.session.chars > len(end) else end or "the beginning"
+
+
+def commands() -> list[str]:
+    """The names of all commands."""
+    return sorted(name.removeprefix("_command_") for name in dir(Conversation) if name.startswith("_command_"))
+
+
+def settings() -> dict[str, Any]:
+    """What `/set` knows, with types."""
+    pattern = {f.name: _kind(PatternConfig, f.name) for f in fields(PatternConfig) if f.name != "choices"}
+    return {**_sampling_settings(), **_LIMITS, **pattern}
+
+
+def _sampling_settings() -> dict[str, Any]:
+    return {field.name: _kind(SamplingConfig, field.name) for field in fields(SamplingConfig)}
+
+
+def _kind(config: type, name: str) -> Any:
+    hint = typing.get_type_hints(config)[name]
+    return next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
+
+
+def _read(name: str, kind: Any, value: str) -> Any:
+    if kind is bool and value.lower() in _YES + _NO:
+        return value.lower() in _YES
+    if name not in _sampling_settings() and value.lower() in _NO:
+        return () if name == "stop" else None
+    if kind is str and value:
+        return value if name == "regex" else value.replace("\\n", "\n")
+    try:
+        return {float: float, int: int}[kind](value)
+    except (KeyError, ValueError) as error:
+        words = {int: "a whole number", float: "a number", bool: "on or off", str: "a text"}[kind]
+        raise UsageError(f"{name.replace('_', '-')} must be {words}, not {value!r}") from error
+
+
+def _written(value: Any) -> str:
+    return repr(value) if isinstance(value, str | tuple) else "off" if value is None else str(value)
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"a name is made of letters, digits, '_', '.' and '-', unlike {name!r}")
+    return name
+
+
+class _Names(Completer):
+    """Completes commands, names of sessions and settings."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """What may stand at the cursor."""
+        command, space, begun = document.text_before_cursor.partition(" ")
+        if not command.startswith("/"):
+            return
+        options = [f"/{name}" for name in commands()]
+        if space:
+            names = {"/load": self._conversation.names, "/save": self._conversation.names}
+            known = [name.replace("_", "-") for name in settings()] if command == "/set" else []
+            options = names[command]() if command in names else known
+        word = begun if space else command
+        yield from (Completion(name, -len(word)) for name in options if name.startswith(word))
+
+
+def terminal_reader(conversation: Conversation) -> Callable[[], str]:
+    """A function that asks for a line in the terminal, with history and completion; Ctrl-C begins a new line."""
+    prompt: PromptSession[str] = PromptSession(
+        "> ", history=_history(cache_dir() / "history"), completer=_Names(conversation), complete_while_typing=False
+    )
+
+    def read() -> str:
+        while True:
+            with suppress(KeyboardInterrupt):
+                return prompt.prompt()
+
+    return read
+
+
+def _history(path: Path) -> History:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError:  # a history is not worth failing for
+        return InMemoryHistory()
+    return FileHistory(str(path))
+
+
+def converse(conversation: Conversation, read: Callable[[], str], show: Callable[[str], None]) -> None:
+    """Reads lines and shows answers until the end.
+
+    Args:
+        conversation: what is talked to.
+        read: gives the next line; raises EOFError at the end.
+        show: shows a piece of text at once.
+    """
+    while not conversation.over:
+        try:
+            line = read()
+        except EOFError:
+            return
+        answer(conversation, line, show)
+
+
+def answer(conversation: Conversation, line: str, show: Callable[[str], None]) -> None:
+    """Shows what one line brings; Ctrl-C ends it, and the session stands where the text was stopped."""
+    last = "\n"
+    try:
+        with _interruptible() as stopped:
+            for piece in conversation.hear(line):
+                show(piece)
+                last = piece
+                if stopped():
+                    break
+    except (TextLSTMError, OSError) as error:
+        last = f"error: {error}"
+        show(last)
+    if not last.endswith("\n"):
+        show("\n")
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it, Ctrl-C is noted instead of raised, so that it never falls between a token and its state."""
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def read_stdin() -> str:
+    """The next line of a pipe."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n")

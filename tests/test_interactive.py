@@ -1,0 +1,305 @@
+"""`generate --interactive`: its commands, prompt_toolkit's own pipe for keys, and a real terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from test_cli import cache, environment, make_model, run  # noqa: F401
+
+from textlstm import interactive
+from textlstm.errors import UsageError
+from textlstm.interactive import Conversation, answer, converse, terminal_reader
+from textlstm.model import Model
+
+OPTIONS = {"max_chars": 20}
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return make_model(tmp_path / "tiny.safetensors")
+
+
+@pytest.fixture
+def conversation(model) -> Conversation:
+    loaded = Model.load(model)
+    return Conversation(loaded, loaded.session(3), dict(OPTIONS))
+
+
+def hear(conversation: Conversation, line: str) -> str:
+    return "".join(conversation.hear(line))
+
+
+def test_texts_and_empty_lines(conversation):
+    session = conversation.model.session(3)
+    session.feed("Once\n")
+    assert hear(conversation, "Once\\n") == session.generate(**OPTIONS)
+    assert hear(conversation, "") == session.generate(**OPTIONS)
+    hear(conversation, "//x")
+    assert "/x" in conversation.session.text and "//x" not in conversation.session.text
+
+
+def test_undo_and_redo(conversation):
+    texts = [""]
+    for line in ("Once", "", "more"):
+        hear(conversation, line)
+        texts.append(conversation.session.text)
+    for expected in reversed(texts[:-1]):
+        hear(conversation, "/undo")
+        assert conversation.session.text == expected
+    with pytest.raises(UsageError, match="nothing to take back"):
+        hear(conversation, "/undo")
+    for expected in texts[1:]:
+        hear(conversation, "/redo")
+        assert conversation.session.text == expected
+    hear(conversation, "/undo")
+    hear(conversation, "else")
+    with pytest.raises(UsageError, match="nothing was taken back"):
+        hear(conversation, "/redo")
+
+
+def test_only_so_many_steps_are_kept(conversation):
+    for _ in range(30):
+        hear(conversation, "a")
+    assert len(conversation._past) == interactive._MAX_UNDO
+
+
+def test_again_writes_another_answer_to_the_same(conversation):
+    with pytest.raises(UsageError, match="nothing was written"):
+        hear(conversation, "/again")
+    answers = [hear(conversation, "Once"), *(hear(conversation, "/again") for _ in range(3))]
+    assert len(set(answers)) == 4 and conversation.session.text == "Once" + answers[-1]
+    hear(conversation, "/undo")
+    assert conversation.session.text == ""
+
+
+def test_branches_and_files(conversation, tmp_path):
+    hear(conversation, "Once")
+    here = conversation.session.text
+    hear(conversation, "/branch first")
+    assert "sessions" in hear(conversation, "/save kept") and (tmp_path / "sessions" / "kept.safetensors").is_file()
+    texts = []
+    for place in ("first", "kept", "sessions/kept.safetensors"):
+        hear(conversation, "/reset")
+        assert conversation.session.text == ""
+        hear(conversation, f"/load {place}")
+        assert conversation.session.text == here
+        texts.append(hear(conversation, ""))
+    assert len(set(texts)) == 1
+    assert hear(conversation, "/branch") == "branches: first"
+    assert conversation.names() == ["first", "kept"]
+    hear(conversation, "/undo")
+    hear(conversation, "/undo")
+    assert conversation.session.text == ""  # a load is a step like others
+
+
+def test_settings_stay(conversation):
+    hear(conversation, "/set temperature 0.25")
+    hear(conversation, "/set max-chars 5")
+    hear(conversation, "/set stop x\\n")
+    assert conversation.options == {"max_chars": 5, "stop": "x\n"}
+    assert len(hear(conversation, "Once")) <= 5
+    for command in ("/undo", "/redo", "/reset", "/branch a", "/load a"):
+        hear(conversation, command)
+        assert conversation.session.sampling.temperature == 0.25
+    hear(conversation, "/set max-chars off")
+    hear(conversation, "/set stop off")
+    hear(conversation, "/set regex [ab]{3}\\n")
+    assert re.fullmatch("[ab]{3}\n", hear(conversation, "Once"))
+    hear(conversation, "/set regex off")
+    hear(conversation, "/set stop-at-end on")
+    shown = hear(conversation, "/set")
+    assert "temperature 0.25\n" in shown and "stop-at-end True" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("/lod a", "did you mean /load"), ("/zzz", "/help"), ("/load absent", "no session"), ("/load", "a name"),
+        ("/save a b", "a name"), ("/save ..", "a name"), ("/branch a?", "a name"),
+        ("/set temprature 1", "temperature"), ("/set temperature hot", "a number, not 'hot'"),
+        ("/set temperature -1", "0 or more"), ("/set max-chars 1.5", "a whole number"),
+        ("/set stop-at-end maybe", "on or off"), ("/set regex a(", "regular"),
+        ("/set max-tokens -1", "0 or more"), ("/set regex", "a text"), ("/set zzz 1", "known are"),
+        ("/load ../x/y", "no session"), ("/", "no command"),
+    ],
+)  # fmt: skip
+def test_commands_that_cannot_be_meant(conversation, line, problem):
+    hear(conversation, "Once")
+    before, options = conversation.session.text, dict(conversation.options)
+    with pytest.raises(UsageError, match=problem):
+        hear(conversation, line)
+    assert conversation.session.text == before and conversation.options == options
+    shown: list[str] = []
+    answer(conversation, line, shown.append)
+    assert shown[0].startswith("error: ") and shown[-1].endswith("\n")
+
+
+def test_help_names_all_commands():
+    assert all(f"/{name}" in interactive.HELP for name in interactive.commands())
+
+
+@pytest.mark.parametrize(
+    ("begun", "expected"),
+    [
+        ("/l", ["/load"]), ("/re", ["/redo", "/reset"]), ("/load ", ["one", "two"]), ("/save tw", ["two"]),
+        ("/set tempe", ["temperature"]), ("/set max-", ["max-tokens", "max-chars"]), ("Once /l", []),
+        ("/undo ", []), ("", []),
+    ],
+)  # fmt: skip
+def test_completion(conversation, begun, expected):
+    hear(conversation, "/branch one")
+    hear(conversation, "/save two")
+    found = interactive._Names(conversation).get_completions(Document(begun), CompleteEvent())
+    completed = [completion.text for completion in found]
+    assert completed == expected
+
+
+def type_in(conversation: Conversation, keys: str) -> str:
+    """What is shown while keys are pressed."""
+    shown: list[str] = []
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text(keys)
+        converse(conversation, terminal_reader(conversation), shown.append)
+    return "".join(shown)
+
+
+def test_keys(conversation, tmp_path):
+    text = Model.load(tmp_path / "tiny.safetensors").generate("Once", seed=3, max_chars=20)
+    shown = type_in(conversation, "Once\r/branch here\rnot thi\x03/load here\r/quit\r")
+    assert shown.startswith(text) and "/load here comes back" in shown and conversation.over
+    assert conversation.session.text == "Once" + text  # Ctrl-C threw the line away
+    history = (tmp_path / "cache" / "history").read_text()
+    assert "+Once" in history and "+/load here" in history
+    other = Conversation(conversation.model, conversation.model.session(0), dict(OPTIONS))
+    type_in(other, "\x1b[A\x1b[A\x1b[A\x1b[A\r\x04")  # four lines up is the text; Ctrl-D leaves
+    assert other.session.text.startswith("Once") and not other.over
+
+
+def test_a_history_that_cannot_be_kept(conversation, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "file" / "cache"))
+    assert type_in(conversation, "Once\r\x04")
+
+
+def test_ctrl_c_stops_the_text_and_keeps_what_was_shown(conversation):
+    shown: list[str] = []
+
+    def show(piece: str) -> None:
+        shown.append(piece)
+        if len(shown) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    conversation.options = {"max_chars": 10_000}
+    answer(conversation, "Once", show)
+    assert len(shown) == 5 + (not shown[4].endswith("\n"))
+    assert conversation.session.text == "Once" + "".join(shown[:5])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    fresh = conversation.model.session(3)
+    fresh.feed("Once")
+    whole = fresh.generate(max_chars=60)
+    conversation.options = {"max_chars": 60 - len("".join(shown[:5]))}
+    assert "".join(shown[:5]) + hear(conversation, "") == whole
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_lines_from_a_pipe(model):
+    command = [
+        sys.executable,
+        "-m",
+        "textlstm",
+        "generate",
+        str(model),
+        "Once",
+        "-i",
+        "--seed",
+        "3",
+        "--max-chars",
+        "20",
+    ]
+    lines = "/set max-chars 5\n\n/nope\n"
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment(), timeout=30)
+    session = Model.load(model).session(3)
+    session.feed("Once")
+    first, second = session.generate(max_chars=20), session.generate(max_chars=5)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("Once" + first) and second in done.stdout and "error: there is no" in done.stdout
+
+
+@pytest.mark.parametrize("more", [["--json"], ["--n", "2"], ["--beams", "2"], ["--best-of", "2"]])
+def test_what_is_not_interactive(run, model, more):  # noqa: F811
+    assert run("generate", model, "-i", *more).code == 2
+
+
+PROGRAM = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from textlstm.cli import main; main()"
+
+
+class Terminal:
+    """A program in a terminal of its own, and what it shows."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
+            start_new_session=True, env={**environment(), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        )  # fmt: skip
+        os.close(theirs)
+        self.shown = ""
+
+    def press(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    def wait_for(self, pattern: str) -> None:
+        """Reads until something new matches."""
+        begun, end = len(self.shown), time.monotonic() + 30
+        while not re.search(pattern, self.shown[begun:], re.DOTALL):
+            assert time.monotonic() < end, self.shown
+            if select.select([self._ours], [], [], 1)[0]:
+                try:
+                    self.shown += os.read(self._ours, 65536).decode(errors="replace")
+                except OSError:  # it has ended
+                    raise AssertionError(self.shown) from None
+
+    def close(self) -> int:
+        """Reads what is left; returns the exit code."""
+        while select.select([self._ours], [], [], 10)[0]:
+            try:
+                self.shown += os.read(self._ours, 65536).decode(errors="replace")
+            except OSError:
+                break
+        os.close(self._ours)
+        return self.process.wait(timeout=30)
+
+
+def test_in_a_real_terminal(model):
+    terminal = Terminal("generate", str(model), "-i", "--seed", "3", "--max-chars", "100000000")
+    terminal.wait_for(">")
+    terminal.press("Once\r")
+    terminal.wait_for(".{2000}")
+    terminal.press("\x03")  # stops the text
+    terminal.wait_for(">")
+    terminal.press("/set max-chars 9\r")
+    terminal.wait_for("max-chars 9.*>")
+    terminal.press("\x03")  # a new line
+    terminal.press("/bra\t")
+    terminal.wait_for("nch")  # what Tab added
+    terminal.press(" x\r")
+    terminal.wait_for("/load x comes back here.*>")
+    terminal.press("\x04")
+    assert terminal.close() == 0 and "Traceback" not in terminal.shown
+    assert "/help lists the commands" in terminal.shown
