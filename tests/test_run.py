@@ -110,7 +110,7 @@ def finished(tmp_path_factory) -> tuple[Path, Path, Result, Watch]:
 def test_run_folder(finished):
     _, folder, _, view = finished
     assert {path.name for path in folder.iterdir()} == {
-        "model.safetensors", "config.json", "log.jsonl", "samples.md", "loss.svg", "checkpoints",
+        "model.safetensors", "config.json", "log.jsonl", "samples.md", "loss.svg", "checkpoints", ".lock",
     }  # fmt: skip
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-20", "step-24"}
     assert view.steps == list(range(1, STEPS + 1))

@@ -212,6 +212,45 @@ def saved(folder, checkpoint: Checkpoint) -> None:
     save_checkpoint(folder, checkpoint)
 
 
+OPTIONS = {
+    **{name: ({name: 0.3}, {}) for name in ("embed_dropout", "input_dropout", "layer_dropout", "output_dropout")},
+    "weight_dropout": ({"weight_dropout": 0.3}, {}),
+    "untied": ({"tie_embeddings": False}, {}),
+    "input_projection": ({"input_projection": True}, {}),
+    "one layer": ({"num_layers": 1}, {}),
+    "jitter": ({}, {"jitter": 0.5}),
+    "no clip": ({}, {"clip": None}),
+    "no ema": ({}, {"ema": 0.0}),
+    "label_smoothing": ({}, {"label_smoothing": 0.1}),
+    "activation_penalty": ({}, {"activation_penalty": 1.0}),
+    "temporal_penalty": ({}, {"temporal_penalty": 1.0}),
+    "patience": ({}, {"patience": 2, "lr": 1e-4, "eval_every": 1}),
+    "warmup and floor": ({}, {"warmup": 0.5, "lr_final": 0.3}),
+    "no spikes": ({}, {"spike_sigmas": 0.0}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_resume_is_exact_for_every_option(name, tmp_path):
+    for_model, for_train = OPTIONS[name]
+    model, config = PLAIN.replace(**for_model), TRAIN.replace(**{"steps": 12, "eval_every": 4} | for_train)
+    whole = make_trainer(model, config, DEV)
+    losses = finish(whole)
+    for k in (1, 5, 8):
+        before = make_trainer(model, config, DEV)
+        before.run(
+            Callbacks(stop=lambda b=before, k=k: "x" if b.step == k else None, save=lambda c: saved(tmp_path, c))
+        )
+        if before.finished:  # out of patience
+            assert losses == losses[: before.step]
+            continue
+        after = make_trainer(model, config, DEV)
+        checkpoint = load_newest(tmp_path)
+        assert checkpoint is not None and checkpoint.step == k
+        after.restore(checkpoint)
+        assert finish(after) == losses[k:] and bits(after) == bits(whole) and after.best == whole.best
+
+
 def test_resumed_after_every_step():
     config = EVERYTHING.replace(steps=9)
     whole = make_trainer(NOISY, config, DEV)

@@ -5,6 +5,7 @@ Results go to standard output, progress to standard error. `--json` prints one J
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -161,7 +162,8 @@ def _train(request: Any, quiet: bool) -> Any:
 
     require_torch()
     if not quiet:
-        click.echo("starting ...", err=True)
+        with contextlib.suppress(BrokenPipeError):
+            click.echo("starting ...", err=True)
     from textlstm.run import train
     from textlstm.view import choose_view
 
@@ -178,6 +180,7 @@ def _train(request: Any, quiet: bool) -> Any:
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings of the original program.")
 @click.option("--init-from", help="Begin from this model; its vocabulary and shape are kept.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole checkpoint.")
+@click.option("--resume-step", type=int, help="With --resume: go on from the checkpoint of this step instead.")
 @click.option("--time-to-loss", type=float, help="Stop when the held-out text costs this many nats per character.")
 @options_of(CorpusConfig)
 @options_of(ModelConfig, skip=["boundary"])

@@ -207,6 +207,9 @@ class TrainConfig(Config):
     beta2: float = option(0.99, "decay of AdamW's mean of squared gradients")
     weight_decay: float = option(0.1, "decoupled weight decay on matrices; biases have none")
     clip: float | None = option(1.0, "gradients are scaled down to this norm; none in the original's preset")
+    spike_sigmas: float = option(
+        6.0, "skip a step whose loss or gradient is this many standard deviations above the last 128; 0 skips none"
+    )
     ema: float = option(0.99, "decay of the averaged weights; 0 turns averaging off")
     activation_penalty: float = option(0.0, "weight of the squared outputs of the last layer (AR)")
     temporal_penalty: float = option(0.0, "weight of the squared change of these outputs in time (TAR)")
@@ -227,7 +230,14 @@ class TrainConfig(Config):
         for field in ("lr", "clip"):
             value = getattr(self, field)
             self._require(value is None or (math.isfinite(value) and value > 0), field, "above 0")
-        for field in ("weight_decay", "activation_penalty", "temporal_penalty", "lr_final", "patience"):
+        for field in (
+            "weight_decay",
+            "activation_penalty",
+            "temporal_penalty",
+            "lr_final",
+            "patience",
+            "spike_sigmas",
+        ):
             value = getattr(self, field)
             self._require(math.isfinite(value) and value >= 0, field, "0 or more")
         self._require_probabilities("jitter", "beta1", "beta2", "ema", "label_smoothing")
@@ -285,6 +295,7 @@ class PatternConfig(Config):
 _ORIGINAL_TRAIN = {
     "batch_size": 8, "seq_len": 256, "jitter": 0.0, "lr": 3e-4, "lr_final": 1.0, "warmup": 0.0, "beta2": 0.999,
     "weight_decay": 0.01, "clip": None, "ema": 0.0, "steps": 50_000, "patience": 0, "unigram_bias": False,
+    "spike_sigmas": 0.0,
 }  # fmt: skip
 _ORIGINAL_MODEL = {
     "embed_size": 192, "hidden_size": 512, "num_layers": 1, "tie_embeddings": False, "input_projection": True,

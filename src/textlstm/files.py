@@ -2,10 +2,54 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+# Faults that a network drive or a tired disk may get over.
+_PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EBUSY}
+PAUSES_SECONDS = (0.1, 0.5, 2.0)
+
+
+def insist(write: Callable[[], object]) -> None:
+    """Writes something, and up to three times again where the fault may pass.
+
+    Args:
+        write: what to do; done again from its beginning.
+
+    Raises:
+        OSError: the fault did not pass, or is of the kind that stays (a full disk, say).
+    """
+    for pause in PAUSES_SECONDS:
+        try:
+            write()
+            return
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            time.sleep(pause)
+    write()
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Appends to a file; a piece that the disk does not take whole is taken back.
+
+    Args:
+        path: the file; made if need be.
+        text: what to append; escaped bytes are restored (PEP 383).
+    """
+    data = text.encode("utf-8", "surrogateescape")
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:

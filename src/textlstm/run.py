@@ -19,8 +19,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -34,14 +34,14 @@ from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, LaneReader, Tokens, absolute, read_corpus, steps_per_epoch
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import ConfigError, Interrupted, RunError, UsageError
-from textlstm.files import sync_file, write_atomically
+from textlstm.files import append_whole, insist, sync_file, write_atomically
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
 from textlstm.registry import MODEL_FILE, find_model
 from textlstm.tokenizer import Tokenizer, from_json, make_tokenizer
-from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, weights_of
-from textlstm.trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
+from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, Weights, is_out_of_memory, weights_of
+from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step, save_checkpoint
 from textlstm.trainer.speed import best_device, measure_reading, measure_step, sgemm_peak
 from textlstm.view import Facts, View, loss_svg
 
@@ -66,6 +66,7 @@ class Request:
         resume: go on from the last whole checkpoint in `out`.
         time_to_loss: stop when the held-out text costs no more than this many nats per character.
         command: the command line, for the model card.
+        resume_step: go on from the checkpoint of this step instead.
     """
 
     sources: Sequence[str]
@@ -79,6 +80,7 @@ class Request:
     resume: bool = False
     time_to_loss: float | None = None
     command: str = ""
+    resume_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -193,12 +195,22 @@ def train(request: Request, view: View | None = None) -> Result:
     Raises:
         UsageError, ConfigError: a request that cannot be meant.
         CorpusError: text that cannot be read, or too little of it.
-        RunError: a run folder that cannot be used or resumed.
+        RunError: a run folder that cannot be used or resumed, or too little memory.
         DivergedError: the numbers stopped being finite.
         Interrupted: a signal came; everything was saved.
     """
-    view = View() if view is None else view
-    started = time.perf_counter()
+    try:
+        return _train(request, View() if view is None else view, time.perf_counter())
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"memory ran out ({str(error).splitlines()[0] if str(error) else 'of the machine'}); a smaller "
+            "--batch-size, --seq-len or --hidden-size takes less. Checkpoints that were written are kept"
+        ) from error
+
+
+def _train(request: Request, view: View, started: float) -> Result:
     folder = _run_folder(request)
     resumed = request.resume and (folder / "config.json").exists()
     if resumed:
@@ -208,19 +220,57 @@ def train(request: Request, view: View | None = None) -> Result:
         if done is not None:
             view.notice(f"{folder} is complete; nothing is left to do")
             return done
-        corpus, tokenizer, checkpoint, initial = _resume(folder, setup, view)
-    else:
-        checkpoint = None
-        initial = _initial(request.init_from)
-        setup, corpus, tokenizer = _plan(request, initial, view, started)
+        with _alone_in(folder):
+            corpus, tokenizer, checkpoint, initial = _resume(folder, setup, request.resume_step, view)
+            return Run(folder, setup, corpus, tokenizer, request, view, started).go(checkpoint, initial)
+    initial = _initial(request.init_from)
+    _check_writable(folder)  # said before a long text is read
+    setup, corpus, tokenizer = _plan(request, initial, view, started)
+    while request.out is None and folder.exists():  # another run took the name while this one was planned
+        folder = _run_folder(request)
+    try:
+        folder.mkdir(parents=True, exist_ok=request.out is not None)
+    except OSError as error:
+        raise RunError(f"the run folder {folder} cannot be made: {error.strerror}") from error
+    with _alone_in(folder):
+        if (folder / "config.json").exists():
+            raise RunError(f"another run was begun in {folder} meanwhile; name another --out")
         try:
-            while request.out is None and folder.exists():  # another run took the name while this one was planned
-                folder = _run_folder(request)
-            folder.mkdir(parents=True, exist_ok=request.out is not None)
             write_atomically(folder / "config.json", json.dumps(setup.to_dict(), indent=1).encode())
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be written: {error.strerror}") from error
-    return Run(folder, setup, corpus, tokenizer, request, view, started).go(checkpoint, initial)
+        return Run(folder, setup, corpus, tokenizer, request, view, started).go(None, initial)
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"the run folder {folder} cannot be made: {there} is not writable; name another --out")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run folder; the system frees it when the process ends, however it ends."""
+    from filelock import FileLock, Timeout  # comes with torch
+
+    path = folder / ".lock"
+    holder = ""
+    with suppress(OSError):
+        holder = path.read_text(encoding="utf-8", errors="replace")
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        who = f" ({holder})" if holder else ""
+        raise RunError(f"another process{who} is training in {folder}; wait for it, or name another --out") from error
+    except OSError as error:
+        raise RunError(f"the run folder {folder} cannot be written: {error.strerror}") from error
+    try:
+        with suppress(OSError):
+            path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
 
 
 def _run_folder(request: Request) -> Path:
@@ -412,7 +462,9 @@ def _check_same(setup: Setup, request: Request, folder: Path) -> None:
         raise RunError(f"{folder} was begun with {' '.join(setup.sources)}, not {' '.join(request.sources)}")
 
 
-def _resume(folder: Path, setup: Setup, view: View) -> tuple[Corpus, Tokenizer, Checkpoint | None, ModelFile | None]:
+def _resume(
+    folder: Path, setup: Setup, step: int | None, view: View
+) -> tuple[Corpus, Tokenizer, Checkpoint | None, ModelFile | None]:
     """Takes up a run where it was left; without a checkpoint, the model to begin from comes too."""
     if "-" in (*setup.sources, setup.corpus.val):
         if sys.stdin is None or sys.stdin.isatty():
@@ -421,7 +473,9 @@ def _resume(folder: Path, setup: Setup, view: View) -> tuple[Corpus, Tokenizer, 
     corpus = read_corpus(setup.sources, setup.corpus, view.notice)
     if corpus.fingerprint != setup.fingerprint:
         raise RunError(f"the text has changed since {folder} was begun, so going on would not be the same run")
-    checkpoint = load_newest(folder / "checkpoints", view.notice)
+    checkpoint = (
+        load_newest(folder / "checkpoints", view.notice) if step is None else load_step(folder / "checkpoints", step)
+    )
     if checkpoint is not None:
         return corpus, from_json(checkpoint.values["tokenizer"]), checkpoint, None
     if any(path.name.removeprefix("step-").isdigit() for path in (folder / "checkpoints").glob("step-*")):
@@ -468,6 +522,9 @@ class Run:
         self._signal: int | None = None
         self._began = (0, 0.0)  # step and time at which training began here
         self._told_late = False
+        self._failing: set[str] = set()  # what could not be written the last time
+        self._unwritten: tuple[Weights, Mapping[str, Any]] | None = None  # a model that the disk has not taken yet
+        self._unsaved: str | None = None  # why the last checkpoint could not be written
 
     @property
     def seconds(self) -> float:
@@ -563,21 +620,35 @@ class Run:
                 signal.signal(number, handler)
 
     def _log(self, record: Mapping[str, Any]) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        self._attempt("log.jsonl", lambda: append_whole(self.folder / "log.jsonl", line))
+
+    def _attempt(self, name: str, write: Callable[[], None]) -> None:
+        """Writes something that training can do without for a while; a failure is told once."""
+        try:
+            write()
+        except OSError as error:
+            if name not in self._failing:
+                self.view.notice(f"{name} cannot be written ({error.strerror}); training goes on")
+            self._failing.add(name)
+        else:
+            self._failing.discard(name)
 
     def _on_step(self, report: StepReport) -> None:
         self.view.step(report.step, report.nats, report.lr, report.epoch, report.tokens, report.seconds)
+        if report.skipped is not None:
+            self.view.notice(f"step {report.step} was skipped: {_SKIPPED[report.skipped]}")
         every = max(1, report.steps // 1000)
-        if report.step % every == 0:
+        if report.step % every == 0 or report.skipped is not None:
             nats = report.nats
             per_char = nats / self.chars_per_token
-            if math.isfinite(per_char):
+            if math.isfinite(per_char) and report.skipped is None:
                 self.train_curve.append((report.step, per_char))
             self._log(
                 {
                     "event": "step", "step": report.step, "nats_per_token": nats, "nats_per_char": per_char,
                     "lr": report.lr, "epoch": report.epoch, "tokens_per_second": report.tokens / report.seconds,
+                    **({} if report.skipped is None else {"skipped": report.skipped}),
                 }
             )  # fmt: skip
 
@@ -601,11 +672,12 @@ class Run:
         finite = look.dev is None or math.isfinite(look.dev.nats)  # else the logits are not, and nothing can be drawn
         if finite and (every is None or look.step % every == 0):
             text = self._sample(network)
-            with (self.folder / "samples.md").open("a", encoding="utf-8", errors="surrogateescape") as file:
-                quoted = "".join(f"    {line}\n" for line in text.split("\n"))
-                file.write(f"## step {look.step}\n\n{quoted}\n")
+            quoted = "".join(f"    {line}\n" for line in text.split("\n"))
+            entry = f"## step {look.step}\n\n{quoted}\n"
+            self._attempt("samples.md", lambda: append_whole(self.folder / "samples.md", entry))
             self.view.sample(look.step, text)
-        write_atomically(self.folder / "loss.svg", loss_svg(self.train_curve, self.dev_curve).encode())
+        picture = loss_svg(self.train_curve, self.dev_curve).encode()
+        self._attempt("loss.svg", lambda: write_atomically(self.folder / "loss.svg", picture))
 
     def _watch_plan(self, step: int) -> None:
         """Says once if a run that was planned for a time falls far behind it."""
@@ -649,6 +721,19 @@ class Run:
         return metrics.score(predictor, ids, part.num_chars, part.num_bytes, before, protocol, warm_up)
 
     def _save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint; where the disk refuses, training goes on and the next one is tried."""
+        try:
+            self._flush_model()  # a checkpoint promises that the best model so far is there
+            insist(lambda: self._write_checkpoint(checkpoint))
+            self._unsaved = None
+        except OSError as error:
+            self._unsaved = error.strerror or str(error)
+            self.view.notice(
+                f"the checkpoint of step {checkpoint.step} cannot be written ({self._unsaved}); the one before stays, "
+                "and training goes on to the next"
+            )
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         values = {
             **checkpoint.values,
             "tokenizer": self.tokenizer.to_json(),
@@ -687,7 +772,16 @@ class Run:
     ) -> None:
         card = self._card(step, scores)
         card["chosen_by"] = card["chosen_by"] if chosen_by is None else chosen_by
-        write_model(self.folder / MODEL_FILE, self.setup.model, self.tokenizer, weights_of(network), card)
+        self._unwritten = weights_of(network), card
+        self._attempt(MODEL_FILE, self._flush_model)
+
+    def _flush_model(self) -> None:
+        """Writes the model that is waiting to be written, if one is."""
+        if self._unwritten is not None:
+            weights, card = self._unwritten
+            path = self.folder / MODEL_FILE
+            insist(lambda: write_model(path, self.setup.model, self.tokenizer, weights, card))
+            self._unwritten = None
 
     def _card(self, step: int | None, scores: Mapping[str, Any]) -> dict[str, Any]:
         corpus = self.corpus
@@ -720,6 +814,11 @@ class Run:
         assert self._signal is not None
         if trainer.dev is None or not (self.folder / MODEL_FILE).exists():
             self._write_model(trainer.averaged, trainer.step, {})
+        if self._unsaved is not None:
+            raise RunError(
+                f"stopped at step {trainer.step} of {self.setup.train.steps}, but what was done since the last whole "
+                f"checkpoint in {self.folder} could not be saved: {self._unsaved}"
+            )
         raise Interrupted(
             f"stopped at step {trainer.step} of {self.setup.train.steps}; everything is saved. Go on with: "
             f"textlstm train --resume --out {shlex.quote(str(self.folder))}"
@@ -728,6 +827,16 @@ class Run:
         )
 
     def _finish(self, trainer: Trainer) -> Result:
+        try:
+            return self._finished(trainer)
+        except OSError as error:
+            raise RunError(
+                f"the run is over, but {self.folder} cannot be written: {error.strerror}. Make room, then finish it "
+                f"with: textlstm train --resume --out {shlex.quote(str(self.folder))}"
+            ) from error
+
+    def _finished(self, trainer: Trainer) -> Result:
+        self._flush_model()
         if not (self.folder / MODEL_FILE).exists():  # no look at the development part gave a finite number
             self._write_model(trainer.averaged, trainer.step, {}, "end of the run: no look gave a finite number")
         file = read_model(self.folder / MODEL_FILE)
@@ -750,8 +859,14 @@ class Run:
             "val": val,
             "seconds_to_loss": self.seconds_to_loss,
         }
-        self._log({"event": "end", "result": values})
+        append_whole(self.folder / "log.jsonl", json.dumps(_finite({"event": "end", "result": values})) + "\n")
         return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)
+
+
+_SKIPPED = {
+    "not finite": "its numbers are not finite",
+    "spike": "its loss or gradient stands far out from those before",
+}
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,8 @@ nothing.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -239,11 +241,20 @@ class Rate:
         return self._tokens / self._seconds if self._seconds else 0.0
 
 
+class _Console(Console):
+    """A console whose reader may leave (`2>&1 | head`): the run goes on unseen."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
 def choose_view(quiet: bool) -> View:
     """The view that suits standard error: live on a terminal, plain lines elsewhere, none when quiet."""
     if quiet:
         return View()
-    console = Console(stderr=True)
+    console = _Console(stderr=True)
     return LiveView(console) if console.is_terminal else PlainView(console)
 
 

@@ -25,6 +25,7 @@ from textlstm.errors import DivergedError, RunError
 from textlstm.network import RecurrentLM
 from textlstm.state import State
 from textlstm.trainer.checkpoint import Checkpoint
+from textlstm.trainer.spikes import SpikeGuard
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -61,6 +62,7 @@ class StepReport:
         tokens: tokens read in this step.
         seconds: time it took.
         epoch: passes over the text begun.
+        skipped: why the step was not applied, or None.
     """
 
     step: int
@@ -70,6 +72,7 @@ class StepReport:
     tokens: int
     seconds: float
     epoch: int
+    skipped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class Trainer:
         self.best: float | None = None
         self._stale = 0
         self._skipped = 0
+        self._guard = SpikeGuard(train.spike_sigmas)
         self.finished = False
 
     @property
@@ -237,16 +241,20 @@ class Trainer:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         nats = float(loss.nats)
-        if math.isfinite(nats) and math.isfinite(float(norm)):
+        skipped = None
+        if not (math.isfinite(nats) and math.isfinite(float(norm))):
+            skipped = "not finite"
+            self._skip()
+        elif self._guard.is_spike(nats, float(norm)):
+            skipped = "spike"
+        else:
             self._apply(norm)
             self._skipped = 0
-        else:
-            self._skip()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return StepReport(
             self.step, config.steps, nats, self._optimizer.param_groups[0]["lr"], batch.x_BT.size,
-            time.perf_counter() - started, self.reader.epoch,
+            time.perf_counter() - started, self.reader.epoch, skipped,
         )  # fmt: skip
 
     def _apply(self, norm: torch.Tensor) -> None:
@@ -276,7 +284,8 @@ class Trainer:
         started = time.perf_counter()
         if self.dev is None:
             self.best = None
-            return Look(self.step, None, self.step == self.config.steps, time.perf_counter() - started)
+            last = self.step == self.config.steps and all(bool(p.isfinite().all()) for p in self.averaged.parameters())
+            return Look(self.step, None, last, time.perf_counter() - started)
         lanes = min(_DEV_LANES, max(1, len(self.dev.ids) // (2 * metrics.WARM_UP)))
         protocol = "stream" if lanes == 1 else f"stream-{lanes}"
         context = self.dev.context[-metrics.WARM_UP :]
@@ -306,6 +315,7 @@ class Trainer:
             "best": self.best,
             "stale": self._stale,
             "skipped": self._skipped,
+            "spikes": self._guard.state(),
             "finished": self.finished,
         }
         return Checkpoint(self.step, tensors, values)
@@ -335,8 +345,19 @@ class Trainer:
             self.reader.load_state_dict(values["reader"])
             self.step, self.best, self._stale = checkpoint.step, values["best"], values["stale"]
             self._skipped, self.finished = values["skipped"], values["finished"]
+            self._guard.restore(values.get("spikes", self._guard.state()))
         except (KeyError, RuntimeError) as error:
             raise RunError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, the machine's or the device's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
