@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textlstm.config import CorpusConfig
-from textlstm.corpus import Document, LaneReader, Part, read_corpus, sources, steps_per_epoch
+from textlstm.corpus import Document, LaneReader, Part, Rows, read_corpus, sources, steps_per_epoch
 from textlstm.errors import CorpusError, UsageError
 from textlstm.tokenizer import ByteTokenizer, text_to_bytes
 
@@ -191,10 +191,8 @@ def test_a_boundary_stands_where_a_document_begins_and_not_at_a_cut(tmp_path):
 def test_boundaries_of_all_parts_together_are_those_of_the_whole(sizes, val, dev):
     documents = (Document("first", "x" * 300), *(Document(str(i), chr(97 + i) * n) for i, n in enumerate(sizes)))
     total = 300 + sum(sizes)
-    with pytest.MonkeyPatch.context() as patch:
-        loaded = SimpleNamespace(documents=documents, source="", licence="", canonical=False)
-        patch.setattr("textlstm.corpus.read_sources", lambda *_: loaded)
-        corpus = read_corpus(["made up"], CorpusConfig(val_chars=val, dev_fraction=dev))
+    rows = Rows([{"text": d.text} for d in documents])
+    corpus = read_corpus([rows], CorpusConfig(val_chars=val, dev_fraction=dev))
     tokens = corpus.encode(ByteTokenizer(), 256)
     expected = [id for d in documents for id in [256, *d.text.encode()]]
     assert np.concatenate([tokens.train, tokens.dev, tokens.val]).tolist() == expected

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from textlstm.errors import MissingExtraError
 from textlstm.model import Model
@@ -28,7 +28,7 @@ def load(name: str | Path, engine: str | None = None, threads: int | None = None
 
 
 def train(
-    sources: str | Path | Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]],
     out: str | Path | None = None,
     *,
     minutes: float | None = None,
@@ -37,18 +37,22 @@ def train(
     preset: str | None = None,
     init_from: str | Path | None = None,
     resume: bool = False,
+    workers: int = 1,
     quiet: bool = False,
     **settings: Any,
 ) -> Model:
     """Trains a model, with the same words as `textlstm train`.
 
     Args:
-        sources: files, folders, glob patterns or names of corpora.
+        sources: files, folders, glob patterns or names of corpora; or the rows of a dataset of Hugging Face, or of
+            anything else that has `column_names` and gives mappings.
         out: the run folder; None makes `runs/NAME-N`.
         minutes, steps, epochs: length of the run; None of them is three minutes.
         preset: `original` or `original-char`.
         init_from: a model to begin from.
         resume: go on from the last whole checkpoint in `out`.
+        workers: processes that encode a text too long for memory. They import the script that calls this, which
+            then needs its `if __name__ == "__main__":`.
         quiet: show nothing.
         **settings: fields of CorpusConfig, ModelConfig and TrainConfig.
 
@@ -56,11 +60,15 @@ def train(
         The finished model; its card has the scores.
     """
     require_torch()
+    from textlstm.corpus import Rows
     from textlstm.run import Request
     from textlstm.run import train as run
     from textlstm.view import choose_view
 
-    names = [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
+    if hasattr(sources, "column_names"):
+        names: list[str | Rows] = [Rows(cast(Iterable[Mapping[str, Any]], sources))]
+    else:
+        names = [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
     request = Request(
         names,
         None if out is None else Path(out),
@@ -72,6 +80,7 @@ def train(
         None if init_from is None else str(init_from),
         resume,
         command="textlstm.train(...)",
+        workers=workers,
     )
     with choose_view(quiet) as view:
         return Model.load(run(request, view).model)

@@ -182,6 +182,9 @@ def _train(request: Any, quiet: bool) -> Any:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole checkpoint.")
 @click.option("--resume-step", type=int, help="With --resume: go on from the checkpoint of this step instead.")
 @click.option("--time-to-loss", type=float, help="Stop when the held-out text costs this many nats per character.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
+)
 @options_of(CorpusConfig)
 @options_of(ModelConfig, skip=["boundary"])
 @options_of(TrainConfig, skip=["steps"])
@@ -189,8 +192,9 @@ def _train(request: Any, quiet: bool) -> Any:
 def train(as_json: bool, quiet: bool, **values: Any) -> None:
     """Train a model on SOURCES: files, folders, glob patterns, '-', or named corpora.
 
-    Reads .txt .md .jsonl .csv (plain or .gz), and any other file as plain text. The run folder holds the model,
-    checkpoints, log, samples and a picture of the loss, and can be given wherever a model can.
+    Reads .txt .md .jsonl .csv (plain, .gz or .zst), .parquet, and any other file as plain text, of any length. The
+    run folder holds the model, checkpoints, log, samples and a picture of the loss, and can be given wherever a model
+    can.
 
     \b
     textlstm train my-novel.txt                          about three minutes, everything chosen for you
@@ -205,6 +209,8 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     settings = {**given(CorpusConfig, values), **given(ModelConfig, values)}
     steps = values.pop("steps")
     settings |= given(TrainConfig, values)
+    if values["workers"] is None:
+        values["workers"] = min(8, os.cpu_count() or 1)
     request = Request(steps=steps, settings=settings, command=_command_line(), **values)
     result = _train(request, quiet)
     report = result.to_dict()
@@ -414,7 +420,7 @@ def _type_out(pieces: Any, characters_per_second: float) -> None:
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML file.")
 @click.option("--context", help="Text that is read first and not scored: the end of the training text, say.")
 @click.option("--engine", type=click.Choice(ENGINES), default="onnx", show_default=True, help="What computes.")
-@options_of(CorpusConfig, skip=["val_fraction", "val_chars", "val", "dev_fraction"])
+@options_of(CorpusConfig, skip=["val_fraction", "val_chars", "val", "dev_fraction", "max_val_chars", "max_dev_chars"])
 @_common
 def score(
     model: str, files: tuple[str, ...], protocol: str, lanes: int, context: str | None, copy_source: str | None,

@@ -175,10 +175,12 @@ class CorpusConfig(Config):
 
     encoding: str = option("utf-8", "encoding of the files; 'bytes' takes anything, byte for byte")
     newlines: str = option("keep", "'lf' turns CRLF and CR into LF", choices=("keep", "lf"))
-    column: str = option("text", "field of .jsonl files and column of .csv files that holds the text")
+    column: str = option("text", "field of .jsonl files and column of .csv and .parquet files that holds the text")
     val_fraction: float = option(0.1, "share of the text, cut from its end, that is held out for the final score")
     val_chars: int | None = option(None, "hold out exactly this many characters instead")
     val: str | None = option(None, "hold out the text of this file instead")
+    max_val_chars: int = option(2_000_000, "hold out at most this many characters, however long the text")
+    max_dev_chars: int = option(500_000, "let at most this many characters pick the best weights")
     dev_fraction: float = option(
         0.05, "share of the training text, cut from its end, that picks the best weights; 0 keeps the last"
     )
@@ -186,6 +188,8 @@ class CorpusConfig(Config):
     def __post_init__(self) -> None:
         self._require_probabilities("val_fraction", "dev_fraction")
         self._require(self.val_chars is None or self.val_chars >= 0, "val_chars", "0 or more")
+        for field in ("max_val_chars", "max_dev_chars"):
+            self._require(getattr(self, field) >= 0, field, "0 or more")
         self._require(self.newlines in ("keep", "lf"), "newlines", "'keep' or 'lf'")
 
 

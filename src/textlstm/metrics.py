@@ -170,7 +170,7 @@ def score(
     return Score(protocol, chars, bytes, tokens, math.fsum(nats))
 
 
-def unigram_nats(ids: NDArray[np.int32], vocab_size: int) -> float:
+def unigram_nats(ids: NDArray[Any], vocab_size: int) -> float:
     """Nats per token of predicting each token by its frequency alone: the entropy of the counts."""
     counts = np.bincount(ids, minlength=vocab_size).astype(np.float64)
     shares = counts[counts > 0] / counts.sum()

@@ -10,6 +10,7 @@ RUN/loss.svg             its loss as a picture
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -31,9 +32,10 @@ import numpy as np
 
 from textlstm import autopilot, metrics
 from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, LaneReader, Tokens, absolute, read_corpus, steps_per_epoch
+from textlstm.corpus import Corpus, LaneReader, Part, Rows, Tokens, absolute, cache_dir, read_corpus, steps_per_epoch
+from textlstm.corpus.sources import ROWS
 from textlstm.engine.torch import TorchEngine
-from textlstm.errors import ConfigError, Interrupted, RunError, UsageError
+from textlstm.errors import ConfigError, Interrupted, ModelFileError, RunError, UsageError
 from textlstm.files import append_whole, insist, sync_file, write_atomically
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, read_model, write_model
@@ -50,6 +52,7 @@ GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny
 ORIGINAL_SPLIT_CHARS = 104_217
 _SAMPLE_TOKENS = 120
 _FEW_STEPS = 100
+_COUNTED_TOKENS = 1 << 24  # of a long text, for the cost of guessing by frequency
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,10 @@ class Request:
         time_to_loss: stop when the held-out text costs no more than this many nats per character.
         command: the command line, for the model card.
         resume_step: go on from the checkpoint of this step instead.
+        workers: processes that encode a long text.
     """
 
-    sources: Sequence[str]
+    sources: Sequence[str | Rows]
     out: Path | None = None
     minutes: float | None = None
     steps: int | None = None
@@ -81,6 +85,7 @@ class Request:
     time_to_loss: float | None = None
     command: str = ""
     resume_step: int | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,7 @@ def _train(request: Request, view: View, started: float) -> Result:
             view.notice(f"{folder} is complete; nothing is left to do")
             return done
         with _alone_in(folder):
-            corpus, tokenizer, checkpoint, initial = _resume(folder, setup, request.resume_step, view)
+            corpus, tokenizer, checkpoint, initial = _resume(folder, setup, request, view)
             return Run(folder, setup, corpus, tokenizer, request, view, started).go(checkpoint, initial)
     initial = _initial(request.init_from)
     _check_writable(folder)  # said before a long text is read
@@ -291,7 +296,8 @@ def _run_folder(request: Request) -> Path:
         raise UsageError("--resume needs --out RUN, the run folder to go on with")
     if not request.sources:
         raise UsageError("name a text to learn from: a file, a folder, '-', or a corpus such as tiny-shakespeare")
-    return free_run_folder("stdin" if request.sources[0] == "-" else Path(request.sources[0]).stem)
+    first = request.sources[0]
+    return free_run_folder("rows" if isinstance(first, Rows) else "stdin" if first == "-" else Path(first).stem)
 
 
 def free_run_folder(name: str) -> Path:
@@ -385,7 +391,7 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
         boundary = bool(for_model.get("boundary", ModelConfig.boundary))
         wanted = int(for_model.get("vocab_size", ModelConfig.vocab_size)) - boundary
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
-        tokenizer = make_tokenizer(name, corpus.train.text, wanted)
+        tokenizer = _make_tokenizer(name, corpus, wanted, view)
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
     model = ModelConfig.from_dict(for_model)
     if request.steps is not None:
@@ -395,13 +401,13 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
         steps, why = _steps_for(minutes, model, train, corpus, tokenizer, started, peak)
         train, reasons = train.replace(steps=steps), why
     elif request.epochs is not None:
-        tokens = len(corpus.train.encode(tokenizer, model.boundary_id))
+        tokens = len(corpus.encode(tokenizer, model.boundary_id, request.workers, view.notice).train)
         per_epoch = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
         train = train.replace(steps=max(1, math.ceil(request.epochs * per_epoch)))
         if train.steps < _FEW_STEPS:
             view.notice(f"{train.steps} steps in all: too few to learn much; raise --epochs, or leave the length out")
     setup = Setup(
-        [absolute(source) for source in request.sources],
+        [absolute(str(source)) for source in request.sources],
         _with_absolute_val(CorpusConfig.from_dict(for_corpus)),
         model,
         train,
@@ -419,11 +425,8 @@ def _steps_for(
     peak: float,
 ) -> tuple[int, list[str]]:  # fmt: skip
     per_step = measure_step(model, train, best_device(), seconds=min(2.0, 2 * minutes))
-    chars_per_token = corpus.train.num_chars / max(
-        1,
-        len(tokenizer.encode(corpus.train.text[:100_000]))
-        * (corpus.train.num_chars / min(100_000, corpus.train.num_chars)),
-    )
+    head = corpus.train.head(100_000)
+    chars_per_token = len(head) / max(1, len(tokenizer.encode(head)))
     final = measure_reading(model, best_device()) * corpus.val.num_chars / chars_per_token
     left = 60 * minutes - (time.perf_counter() - started)
     steps = autopilot.steps_within(left, per_step, final)
@@ -458,24 +461,25 @@ def _check_same(setup: Setup, request: Request, folder: Path) -> None:
         raise RunError(
             f"{folder} was begun with other settings ({'; '.join(different)}); leave them out, or begin anew"
         )
-    if request.sources and [absolute(source) for source in request.sources] != list(setup.sources):
-        raise RunError(f"{folder} was begun with {' '.join(setup.sources)}, not {' '.join(request.sources)}")
+    if request.sources and [absolute(str(source)) for source in request.sources] != list(setup.sources):
+        raise RunError(f"{folder} was begun with {' '.join(setup.sources)}, not {' '.join(map(str, request.sources))}")
 
 
 def _resume(
-    folder: Path, setup: Setup, step: int | None, view: View
+    folder: Path, setup: Setup, request: Request, view: View
 ) -> tuple[Corpus, Tokenizer, Checkpoint | None, ModelFile | None]:
     """Takes up a run where it was left; without a checkpoint, the model to begin from comes too."""
     if "-" in (*setup.sources, setup.corpus.val):
         if sys.stdin is None or sys.stdin.isatty():
             raise RunError(f"{folder} was begun with a text from standard input: pipe the same text in again")
         view.notice("reading the text from standard input again")
-    corpus = read_corpus(setup.sources, setup.corpus, view.notice)
+    if ROWS in setup.sources and not request.sources:
+        raise RunError(f"{folder} was begun with {ROWS}: hand the same ones over again")
+    corpus = read_corpus(request.sources or setup.sources, setup.corpus, view.notice)
     if corpus.fingerprint != setup.fingerprint:
         raise RunError(f"the text has changed since {folder} was begun, so going on would not be the same run")
-    checkpoint = (
-        load_newest(folder / "checkpoints", view.notice) if step is None else load_step(folder / "checkpoints", step)
-    )
+    checkpoints, step = folder / "checkpoints", request.resume_step
+    checkpoint = load_newest(checkpoints, view.notice) if step is None else load_step(checkpoints, step)
     if checkpoint is not None:
         return corpus, from_json(checkpoint.values["tokenizer"]), checkpoint, None
     if any(path.name.removeprefix("step-").isdigit() for path in (folder / "checkpoints").glob("step-*")):
@@ -490,7 +494,23 @@ def _resume(
             raise RunError(f"{setup.init_from} has changed since {folder} was begun from it; begin anew")
         return corpus, initial.tokenizer, None, initial
     wanted = setup.model.vocab_size - setup.model.boundary
-    return corpus, make_tokenizer(setup.train.tokenizer, corpus.train.text, wanted), None, None
+    return corpus, _make_tokenizer(setup.train.tokenizer, corpus, wanted, view), None, None
+
+
+def _make_tokenizer(name: str, corpus: Corpus, vocab_size: int, view: View) -> Tokenizer:
+    """The tokenizer of a run; one made for a long text is kept in the cache."""
+    if isinstance(corpus.train, Part):
+        return make_tokenizer(name, corpus.training_text(name), vocab_size)
+    key = hashlib.sha256(json.dumps([1, corpus.fingerprint, name, vocab_size]).encode()).hexdigest()
+    path = cache_dir() / "tokenizers" / f"{key}.json"
+    if path.exists():
+        with suppress(ModelFileError, ValueError, OSError):
+            return from_json(json.loads(path.read_bytes()))
+    tokenizer = make_tokenizer(name, corpus.training_text(name, view.notice), vocab_size)
+    with suppress(OSError):  # without room it is made again the next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(tokenizer.to_json()).encode())
+    return tokenizer
 
 
 def _finished_result(folder: Path) -> Result | None:
@@ -513,7 +533,7 @@ class Run:
     ) -> None:  # fmt: skip
         self.folder, self.setup, self.corpus, self.tokenizer = folder, setup, corpus, tokenizer
         self.request, self.view, self.started = request, view, started
-        self.tokens: Tokens = corpus.encode(tokenizer, setup.model.boundary_id)
+        self.tokens: Tokens = corpus.encode(tokenizer, setup.model.boundary_id, request.workers, view.notice)
         self.seconds_before = 0.0
         self.seconds_to_loss: float | None = None
         self.train_curve: list[tuple[int, float]] = []
@@ -580,7 +600,7 @@ class Run:
         dev = None
         if len(self.tokens.dev):
             part = self.corpus.dev
-            dev = Development(self.tokens.dev, self.tokens.train, part.num_chars, part.num_bytes)
+            dev = Development(self.tokens.dev, self.tokens.train[-metrics.WARM_UP :], part.num_chars, part.num_bytes)
         weights = None if initial is None else initial.weights
         counts_V = np.bincount(self.tokens.train, minlength=model.vocab_size)
         return Trainer(model, train, reader, dev, weights, best_device(), counts_V)
@@ -593,7 +613,7 @@ class Run:
             steps=self.setup.train.steps,
             chars_per_token=self.chars_per_token,
             uniform=math.log(model.vocab_size),
-            unigram=metrics.unigram_nats(self.tokens.train, model.vocab_size),
+            unigram=metrics.unigram_nats(self.tokens.train[:_COUNTED_TOKENS], model.vocab_size),
             flops_per_token=3 * model.flops_per_token,
             peak=sgemm_peak(best_device()),
         )
@@ -712,7 +732,7 @@ class Run:
     def _held_out(self, predictor: metrics.Predictor, protocol: str) -> metrics.Score:
         """The score of the held-out text; where it follows the training text, that was read before it."""
         part = self.corpus.val
-        context = np.concatenate([self.tokens.train, self.tokens.dev])[-metrics.WARM_UP :]
+        context = np.concatenate([self.tokens.train[-metrics.WARM_UP :], self.tokens.dev])[-metrics.WARM_UP :]
         before = context if self.corpus.val_follows else None
         warm_up = metrics.WARM_UP if self.corpus.val_follows else 0
         ids = self.tokens.val

@@ -17,6 +17,7 @@ import binascii
 import codecs
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 Ids = NDArray[np.int32]
 
 _SURROGATES = re.compile("([\ud800-\udfff]+)")
+_MOST_WORDS = 1 << 18  # that an encoder remembers before it begins anew
 _UNESCAPED = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 # The pre-tokenization patterns by name; their texts are facts that tiktoken publishes.
@@ -51,6 +53,18 @@ PATTERNS = {
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
+
+
+def _ascii(pattern: str) -> re.Pattern[str]:
+    """A pattern for ASCII text, where Python's own `re` can say it."""
+    kinds = {r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}": "A-Z", r"\p{Ll}\p{Lm}\p{Lo}\p{M}": "a-z"}
+    for kind, letters in kinds.items():
+        pattern = pattern.replace(kind, letters)
+    pattern = pattern.replace(r"[^\s\p{L}\p{N}]", "[^\\sA-Za-z0-9]").replace(r"[^\r\n\p{L}\p{N}]", r"[^\r\nA-Za-z0-9]")
+    return re.compile(pattern.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"), re.ASCII)
+
+
+_ASCII_WORDS = {name: _ascii(pattern) for name, pattern in PATTERNS.items()}
 
 # Encodings in tiktoken's file format: SHA-256 of the file, pattern.
 _TIKTOKEN = {
@@ -254,9 +268,33 @@ class BPETokenizer(Tokenizer):
             if i % 2:  # escaped bytes
                 ids.append(self._byte_ids[np.frombuffer(text_to_bytes(run), dtype=np.uint8)])
             elif run:
-                for encoding in self._backend.encode_batch_fast(_chunks(run), add_special_tokens=False):
-                    ids.append(np.array(encoding.ids, dtype=np.int32))
+                ids += self._encode_run(run)
         return np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32)
+
+    def _encode_run(self, run: str) -> list[Ids]:
+        parts = [part for piece in _chunks(run) for part in ([piece] if piece.isascii() else _by_alphabet(piece))]
+        rest = [part for part in parts if not part.isascii()]
+        encoded = iter(self._backend.encode_batch_fast(rest, add_special_tokens=False))
+        return [self._words(part) if part.isascii() else np.array(next(encoded).ids, dtype=np.int32) for part in parts]
+
+    def _words(self, text: str) -> Ids:
+        """The ids of an ASCII text by its words: each is encoded once and then looked up, some eight times as fast."""
+        if len(self._known) > _MOST_WORDS:
+            del self._known
+        words = _ASCII_WORDS[self.pattern].findall(text)
+        places = np.fromiter(map(self._known.__getitem__, words), dtype=np.int64, count=len(words))
+        self._known.learn(self._backend)
+        starts, lengths, flat = self._known.tables
+        lengths_W = lengths[places]
+        ends_W = np.cumsum(lengths_W)
+        ids: Ids = flat[
+            np.repeat(starts[places] - (ends_W - lengths_W), lengths_W) + np.arange(len(words) and ends_W[-1])
+        ]
+        return ids
+
+    @cached_property
+    def _known(self) -> _Words:
+        return _Words()
 
     def token_bytes(self, id: int) -> bytes:
         return self._table[id] if id < self.vocab_size else b""
@@ -304,6 +342,29 @@ class BPETokenizer(Tokenizer):
             "byte_order": self.byte_order,
             "merges": self.merges.reshape(-1).tolist(),
         }
+
+
+class _Words(dict[str, int]):
+    """Words with their places in tables of ids; asking for a new one gives it the next place."""
+
+    def __init__(self) -> None:
+        self._new: list[str] = []
+        zero = np.zeros(0, dtype=np.int64)
+        self.tables: tuple[NDArray[np.int64], NDArray[np.int64], Ids] = zero, zero, zero.astype(np.int32)
+
+    def __missing__(self, word: str) -> int:
+        self[word] = place = len(self)
+        self._new.append(word)
+        return place
+
+    def learn(self, backend: tokenizers.Tokenizer) -> None:
+        """Encodes the words that were asked for since the last time."""
+        if self._new:
+            encodings = [e.ids for e in backend.encode_batch_fast(self._new, add_special_tokens=False)]
+            lengths = np.concatenate([self.tables[1], np.array([len(ids) for ids in encodings], dtype=np.int64)])
+            flat = np.concatenate([self.tables[2], *(np.array(ids, dtype=np.int32) for ids in encodings)])
+            self.tables = np.cumsum(lengths) - lengths, lengths, flat
+            self._new = []
 
 
 class TextStream:
@@ -533,16 +594,23 @@ def _pre_tokenizer(pattern: str) -> tokenizers.pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, to_bytes])
 
 
-# A cut between a letter and a space that another letter follows is a border of words in every pattern.
-_SAFE_CUT = re.compile("(?<=[A-Za-z])(?= [A-Za-z])")
+# A cut between a letter and a space that another letter follows is a border of words in every pattern, and so is one
+# behind a single line end (o200k has a slash go with the line end before it).
+SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=[^\s/])")
+_LINES = re.compile(r"(?<=\S\n)(?=[^\s/])")
 _CHUNK = 1 << 16
+
+
+def _by_alphabet(text: str) -> list[str]:
+    """A text cut into runs of lines that are ASCII or not, in turn."""
+    return ["".join(lines) for _, lines in itertools.groupby(_LINES.split(text), str.isascii)]
 
 
 def _chunks(text: str) -> list[str]:
     """Pieces of a text, about 64 kB each, that byte-pair encoding treats like the whole: two cores share them."""
     pieces, start = [], 0
     while len(text) - start > 2 * _CHUNK:
-        cut = _SAFE_CUT.search(text, start + _CHUNK)
+        cut = SAFE_CUT.search(text, start + _CHUNK)
         if cut is None:
             break
         pieces.append(text[start : cut.start()])

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textlstm.config import CorpusConfig
 from textlstm.corpus.document import Document
+from textlstm.corpus.encoding import encode_part
 from textlstm.corpus.lanes import Batch, LaneReader, steps_per_epoch
 from textlstm.corpus.named import CORPORA, LoadedCorpus, cache_dir
-from textlstm.corpus.sources import absolute, read_sources
+from textlstm.corpus.sources import Piece, Rows, Source, absolute, as_documents, describe, find_sources, read_sources
+from textlstm.corpus.store import StoredPart, find_text, store_text
 from textlstm.errors import CorpusError
 from textlstm.tokenizer import Ids, Tokenizer, text_to_bytes
 
@@ -31,6 +35,8 @@ __all__ = [
     "LaneReader",
     "LoadedCorpus",
     "Part",
+    "Rows",
+    "StoredPart",
     "Tokens",
     "absolute",
     "cache_dir",
@@ -40,6 +46,8 @@ __all__ = [
 ]
 
 MIN_TRAIN_CHARS = 100
+MOST_IN_MEMORY = 1 << 25  # characters; a longer text stays on disk
+_SAMPLE_CHARS = 10_000_000  # of a long text, to make a tokenizer from
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,16 @@ class Part:
         """Number of bytes of UTF-8."""
         return len(text_to_bytes(self.text))
 
+    def head(self, chars: int) -> str:
+        """Its first characters."""
+        return self.text[:chars]
+
+    def data(self) -> Iterator[tuple[int, Iterable[bytes]]]:
+        """For each document its length in bytes, and its bytes."""
+        for document in self.documents:
+            data = text_to_bytes(document.text)
+            yield len(data), [data]
+
     def encode(self, tokenizer: Tokenizer, boundary_id: int | None) -> Ids:
         """The ids of the part; the boundary stands before each document that begins in it."""
         pieces: list[Ids] = []
@@ -81,9 +99,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The token arrays of a corpus: training, development and held-out part."""
+    """The token arrays of a corpus: training, development and held-out part; the first may be mapped into memory."""
 
-    train: NDArray[np.int32]
+    train: NDArray[Any]
     dev: NDArray[np.int32]
     val: NDArray[np.int32]
 
@@ -94,13 +112,13 @@ class Corpus:
 
     Attributes:
         name: how a user named it.
-        train, dev, val: the parts; `dev` and `val` may be empty.
+        train, dev, val: the parts; `dev` and `val` may be empty. A long `train` stays in the cache.
         source, licence, canonical: where the text came from, as `LoadedCorpus` says.
         val_follows: whether the held-out part directly follows the development part.
     """
 
     name: str
-    train: Part
+    train: Part | StoredPart
     dev: Part
     val: Part
     source: str
@@ -113,19 +131,49 @@ class Corpus:
         """SHA-256 over all parts and where they are cut."""
         digest = hashlib.sha256()
         for part in (self.train, self.dev, self.val):
-            for document in part.documents:
-                data = text_to_bytes(document.text)
-                digest.update(len(data).to_bytes(8, "little") + data)
+            for size, data in part.data():
+                digest.update(size.to_bytes(8, "little"))
+                for piece in data:
+                    digest.update(piece)
             digest.update(b"\xff" * 8)
         return digest.hexdigest()
 
-    def encode(self, tokenizer: Tokenizer, boundary_id: int | None) -> Tokens:
-        """The token arrays of all parts."""
-        return Tokens(*(part.encode(tokenizer, boundary_id) for part in (self.train, self.dev, self.val)))
+    def training_text(self, tokenizer: str, notice: Callable[[str], None] = lambda line: None) -> str:
+        """What a tokenizer of this name is made from: the training part, or of a long one what is enough."""
+        if isinstance(self.train, Part):
+            return self.train.text
+        if tokenizer in ("char", "char-plain"):
+            return self.train.alphabet()
+        if tokenizer == "byte":
+            return ""
+        notice(f"the tokenizer is made from {_SAMPLE_CHARS:,} characters, evenly spread over the training text")
+        return self.train.sample(_SAMPLE_CHARS)
+
+    def encode(
+        self, tokenizer: Tokenizer, boundary_id: int | None, workers: int = 1,
+        notice: Callable[[str], None] = lambda line: None,
+    ) -> Tokens:  # fmt: skip
+        """The token arrays of all parts.
+
+        Args:
+            tokenizer: how text is cut.
+            boundary_id: the id before each document, or None.
+            workers: processes that share a long text.
+            notice: told how far it is.
+
+        Raises:
+            CorpusError: the cache has no room.
+        """
+        if isinstance(self.train, Part):
+            train = self.train.encode(tokenizer, boundary_id)
+        else:
+            with _room():
+                train = encode_part(self.train, tokenizer, boundary_id, workers, notice)
+        return Tokens(train, self.dev.encode(tokenizer, boundary_id), self.val.encode(tokenizer, boundary_id))
 
 
 def read_corpus(
-    sources: Sequence[str], config: CorpusConfig, notice: Callable[[str], None] = lambda line: None
+    sources: Sequence[str | Rows], config: CorpusConfig, notice: Callable[[str], None] = lambda line: None
 ) -> Corpus:
     """Reads sources and splits them.
 
@@ -138,32 +186,78 @@ def read_corpus(
         UsageError: a source that does not exist.
         CorpusError: text that cannot be read, or too little of it.
     """
-    loaded = read_sources(sources, config, notice)
-    whole = Part(loaded.documents)
+    found = find_sources(sources, config, notice)
+    whole = _read(found, config, notice)
+    if not whole.num_chars:
+        raise CorpusError(f"{', '.join(map(str, sources))}: there is no text in it")
     if config.val is not None:
         rest, val = whole, Part(read_sources([config.val], config, notice).documents)
     else:
-        share = _share(whole, config.val_fraction)
+        share = min(_share(whole, config.val_fraction), config.max_val_chars)
         chars = share if config.val_chars is None else config.val_chars
         rest, val = _cut(whole, chars)
-    train, dev = _cut(rest, _share(rest, config.dev_fraction))
+    train, dev = _cut(rest, min(_share(rest, config.dev_fraction), config.max_dev_chars))
     if train.num_chars < MIN_TRAIN_CHARS:
         raise CorpusError(
-            f"{', '.join(sources)}: {train.num_chars} characters to learn from, besides those held out, are too few; "
-            f"{MIN_TRAIN_CHARS} are the least, and a good model wants 100,000 or more"
+            f"{', '.join(map(str, sources))}: {train.num_chars} characters to learn from, besides those held out, are "
+            f"too few; {MIN_TRAIN_CHARS} are the least, and a good model wants 100,000 or more"
         )
-    name = "+".join(sources)
-    return Corpus(name, train, dev, val, loaded.source, loaded.licence, loaded.canonical, config.val is None)
+    return Corpus("+".join(map(str, sources)), train, dev, val, *describe(found, config), config.val is None)
 
 
-def _share(part: Part, fraction: float) -> int:
+def _read(found: Sequence[Source], config: CorpusConfig, notice: Callable[[str], None]) -> Part | StoredPart:
+    """All text: in memory if it is short, else in the cache."""
+    stored = find_text(found, config)
+    if stored is None:
+        pieces, held, chars = (piece for one in found for piece in one.pieces()), list[Piece](), 0
+        for piece in pieces:
+            held.append(piece)
+            chars += len(piece.text)
+            if chars > MOST_IN_MEMORY:
+                break
+        else:
+            return Part(as_documents(held))
+        notice(f"a long text: it is read once and kept in {cache_dir()}, which may be removed at any time")
+        with _room():
+            stored = store_text(_drain(held, pieces), found, config)
+    return StoredPart(stored, 0, stored.num_bytes, stored.num_chars, False)
+
+
+def _drain(held: list[Piece], pieces: Iterator[Piece]) -> Iterator[Piece]:
+    yield from held
+    held.clear()
+    yield from pieces
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(
+            f"the cache {cache_dir()} cannot be written: {error.strerror or error}; TEXTLSTM_CACHE names another one"
+        ) from error
+
+
+def _share(part: Part | StoredPart, fraction: float) -> int:
     """Characters in the last `fraction` of a part, rounded up (a tenth of 1,115,394 is 111,540, as nanoGPT cuts)."""
     # Rounded first: in floating-point arithmetic 1000 * 0.07 is a little more than 70.
     return math.ceil(round(part.num_chars * fraction, 6))
 
 
-def _cut(part: Part, chars: int) -> tuple[Part, Part]:
-    """Cuts this many characters from the end of a part."""
+@overload
+def _cut(part: Part, chars: int) -> tuple[Part, Part]: ...
+@overload
+def _cut(part: Part | StoredPart, chars: int) -> tuple[Part | StoredPart, Part]: ...
+def _cut(part: Part | StoredPart, chars: int) -> tuple[Part | StoredPart, Part]:
+    """Cuts this many characters from the end of a part; what is cut off comes into memory."""
+    if isinstance(part, StoredPart):
+        left = max(0, part.num_chars - chars)
+        place, begins = part.store.byte_of(left)
+        place = min(place, part.end)
+        cut_off = StoredPart(part.store, place, part.end, part.num_chars - left, not begins and place < part.end)
+        rest = StoredPart(part.store, part.start, place, left, part.continues)
+        return rest, Part(cut_off.documents(), cut_off.continues)
     head: list[Document] = list(part.documents)
     tail: list[Document] = []
     continues = False

@@ -61,7 +61,7 @@ class LaneReader:
     """An endless iterator of batches that can say where it stands.
 
     Args:
-        ids: the token stream, shape (N,).
+        ids: the token stream, shape (N,), of any integer type; it may be mapped into memory.
         batch_size: lanes B; fewer are read where the text is too short for so many.
         seq_len: mean segment length T.
         jitter: segment lengths vary by this share around the mean.
@@ -75,7 +75,7 @@ class LaneReader:
 
     def __init__(
         self,
-        ids: NDArray[np.int32],
+        ids: NDArray[Any],
         batch_size: int,
         seq_len: int,
         jitter: float,

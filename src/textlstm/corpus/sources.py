@@ -14,167 +14,368 @@ import encodings
 import glob
 import gzip
 import io
+import itertools
 import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 from textlstm.config import CorpusConfig
 from textlstm.corpus.document import Document
 from textlstm.corpus.named import CORPORA, LoadedCorpus, find
-from textlstm.errors import CorpusError, UsageError
-from textlstm.tokenizer import bytes_to_text
+from textlstm.errors import CorpusError, MissingExtraError, UsageError
 
-SUFFIXES = (".txt", ".md", ".jsonl", ".csv")
+SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
+_CHUNK = 1 << 20  # bytes or characters at once
+_ZSTD_CHUNK = 1 << 12  # a packed byte may stand for 30,000
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# A gzip file may grow to this many times its size, or to the size below: real text shrinks about 3 to 20 times.
+# A packed file may grow to this many times its size, or to the size below: real text shrinks about 3 to 20 times.
 _MOST_EXPANSION, _MOST_EXPANDED = 200, 1 << 28
 
 
-def read_sources(sources: Sequence[str], config: CorpusConfig, notice: Callable[[str], None]) -> LoadedCorpus:
-    """Reads all sources as documents, in the order given; files of folders and patterns by name.
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a document, so that none has to be in memory whole.
+
+    Attributes:
+        name: of its document.
+        text: never empty.
+        begins: whether the document begins here.
+    """
+
+    name: str
+    text: str
+    begins: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that was found, and not read yet.
+
+    Attributes:
+        pieces: reads it.
+        source, licence, canonical: as `LoadedCorpus` has them.
+        files: the files behind it; empty where it is not made of files.
+    """
+
+    pieces: Callable[[], Iterator[Piece]]
+    source: str
+    licence: str
+    canonical: bool
+    files: tuple[Path, ...] = ()
+
+
+class Rows:
+    """Rows of a table as a source: any iterable of mappings, such as a dataset of Hugging Face.
 
     Args:
-        sources: paths, folders, glob patterns, "-" for standard input, names of corpora.
+        rows: the table; its `column_names` say what a row has.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.rows = rows
+
+    def __str__(self) -> str:
+        return ROWS
+
+
+ROWS = "rows handed over in Python"
+
+
+def find_sources(sources: Sequence[str | Rows], config: CorpusConfig, notice: Callable[[str], None]) -> list[Source]:
+    """Finds sources, in the order given; files of folders and patterns by name.
+
+    Args:
+        sources: paths, folders, glob patterns, "-" for standard input, names of corpora, rows.
         config: encoding, newlines, column.
         notice: called with one line about anything that was done differently than asked.
 
     Raises:
         UsageError: a source that does not exist.
+    """
+    return [_find_source(source, config, notice) for source in sources]
+
+
+def read_sources(sources: Sequence[str | Rows], config: CorpusConfig, notice: Callable[[str], None]) -> LoadedCorpus:
+    """Reads all sources as documents; arguments as in `find_sources`.
+
+    Raises:
+        UsageError: a source that does not exist.
         CorpusError: a file that cannot be read as text.
     """
-    loaded = [_read_source(source, config, notice) for source in sources]
-    documents = tuple(d for part in loaded for d in part.documents if d.text)
+    found = find_sources(sources, config, notice)
+    documents = as_documents(piece for one in found for piece in one.pieces())
     if not documents:
-        raise CorpusError(f"{', '.join(sources)}: there is no text in it")
-    if config.newlines == "lf":
-        documents = tuple(Document(d.name, d.text.replace("\r\n", "\n").replace("\r", "\n")) for d in documents)
-    return LoadedCorpus(
-        documents,
-        source="; ".join(part.source for part in loaded),
-        licence="; ".join(dict.fromkeys(part.licence for part in loaded)),
-        canonical=len(loaded) == 1 and loaded[0].canonical and config.newlines == "keep",
+        raise CorpusError(f"{', '.join(map(str, sources))}: there is no text in it")
+    return LoadedCorpus(documents, *describe(found, config))
+
+
+def describe(found: Sequence[Source], config: CorpusConfig) -> tuple[str, str, bool]:
+    """Source, licence and whether it is canonical, of all sources together."""
+    return (
+        "; ".join(one.source for one in found),
+        "; ".join(dict.fromkeys(one.licence for one in found)),
+        len(found) == 1 and found[0].canonical and config.newlines == "keep",
     )
+
+
+def as_documents(pieces: Iterable[Piece]) -> tuple[Document, ...]:
+    """Puts pieces together."""
+    documents: list[tuple[str, list[str]]] = []
+    for piece in pieces:
+        if piece.begins:
+            documents.append((piece.name, []))
+        documents[-1][1].append(piece.text)
+    return tuple(Document(name, "".join(texts)) for name, texts in documents)
 
 
 def absolute(source: str) -> str:
     """A source as it is found from any folder; standard input and named corpora stay as they are."""
     named = not Path(source).exists() and find(source) is not None
-    if source == "-" or named or os.path.isabs(source):
+    if source in ("-", ROWS) or named or os.path.isabs(source):
         return source
     if not Path(source).exists() and glob.has_magic(source):
         return os.path.join(glob.escape(os.getcwd()), source)
     return os.path.abspath(source)
 
 
-def _read_source(source: str, config: CorpusConfig, notice: Callable[[str], None]) -> LoadedCorpus:
+def _find_source(source: str | Rows, config: CorpusConfig, notice: Callable[[str], None]) -> Source:
+    if isinstance(source, Rows):
+        return Source(lambda: _rows(source.rows, config), str(source), "unknown", False)
     path = Path(source)
+    files: list[Path] = []
     if source == "-":
-        documents = [_document("standard input", sys.stdin.buffer.read(), config, notice)]
-    elif path.is_dir():
-        documents = list(_read_files(_files_below(path), config, notice))
+        chunks = _chunks_of(sys.stdin.buffer)
+        return Source(lambda: _document("standard input", chunks, config, notice), source, "unknown", False)
+    if path.is_dir():
+        files = _files_below(path)
     elif path.exists():
-        documents = list(_read_files([path], config, notice))
+        files = [path]
     elif named := find(source):
-        return named.load(notice)
+        loaded = named.load(notice)
+        return Source(lambda: _loaded(loaded, config), loaded.source, loaded.licence, loaded.canonical)
     elif glob.has_magic(source):
-        matches = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if Path(p).is_file()]
-        if not matches:
+        files = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if Path(p).is_file()]
+        if not files:
             raise UsageError(f"no file matches {source!r}")
-        documents = list(_read_files(matches, config, notice))
     else:
         near = difflib.get_close_matches(source, CORPORA, n=1)
         hint = f"did you mean the corpus {near[0]!r}?" if near else f"named corpora are {', '.join(CORPORA)}"
         raise UsageError(f"there is no file or folder {source!r}; {hint}")
-    return LoadedCorpus(tuple(documents), source=source, licence="unknown", canonical=False)
+    return Source(lambda: _read_files(files, config, notice), source, "unknown", False, tuple(files))
 
 
 def _files_below(folder: Path) -> list[Path]:
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if name.removesuffix(".gz").endswith(SUFFIXES)]
+        found += [Path(root, name) for name in sorted(names) if _unpacked_name(name).endswith(SUFFIXES)]
     if not found:
         kinds = " ".join(SUFFIXES)
-        raise CorpusError(f"{folder} has no text files in it (looked for {kinds}, plain or .gz); name files instead")
+        raise CorpusError(
+            f"{folder} has no text files in it (looked for {kinds}, plain, .gz or .zst); name files instead"
+        )
     return found
 
 
-def _read_files(paths: Sequence[Path], config: CorpusConfig, notice: Callable[[str], None]) -> Iterator[Document]:
+def _unpacked_name(name: str) -> str:
+    return name.lower().removesuffix(".gz").removesuffix(".zst")
+
+
+def _read_files(paths: Sequence[Path], config: CorpusConfig, notice: Callable[[str], None]) -> Iterator[Piece]:
     for path in paths:
         if not path.is_file():
             raise CorpusError(f"{path} is not a regular file")
+        name = _unpacked_name(path.name)
+        if name.endswith(".parquet"):
+            yield from _records(path, _parquet(path, config.column), config)
+            continue
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                chunks = _unpacked(path, file)
+                if name.endswith(".jsonl"):
+                    texts = _jsonl(path, _decoded(str(path), chunks, config, notice), config.column)
+                    yield from _records(path, texts, config)
+                elif name.endswith(".csv"):
+                    texts = _csv(path, _decoded(str(path), chunks, config, notice), config.column)
+                    yield from _records(path, texts, config)
+                else:
+                    yield from _document(str(path), chunks, config, notice)
         except OSError as error:
-            raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
-        name = path.name.lower()
-        if name.endswith(".gz"):
-            data, name = _unzip(path, data), name[:-3]
-        if name.endswith(".jsonl"):
-            yield from _records(path, _jsonl(path, _decode(str(path), data, config, notice), config.column))
-        elif name.endswith(".csv"):
-            yield from _records(path, _csv(path, _decode(str(path), data, config, notice), config.column))
-        else:
-            yield _document(str(path), data, config, notice)
+            raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _unzip(path: Path, data: bytes) -> bytes:
-    limit = max(_MOST_EXPANDED, _MOST_EXPANSION * len(data))
+def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK):
+        yield chunk
+
+
+def _unpacked(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """The content of a file in chunks, unpacked as its name says."""
+    if path.name.lower().endswith(".gz"):
+        return _bounded(path, _gunzip(path, file))
+    if path.name.lower().endswith(".zst"):
+        return _bounded(path, _unzstd(path, file))
+    return _chunks_of(file)
+
+
+def _gunzip(path: Path, file: BinaryIO) -> Iterator[bytes]:
     try:
-        with gzip.open(io.BytesIO(data)) as file:
-            text = file.read(limit + 1)
+        with gzip.open(file) as unpacked:
+            yield from _chunks_of(cast(BinaryIO, unpacked))
     except (OSError, EOFError, zlib.error) as error:
         raise CorpusError(f"{path} is not a whole gzip file: {error}") from error
-    if len(text) > limit:
-        raise CorpusError(
-            f"{path} unpacks to over {_MOST_EXPANSION} times its size; unpack it by hand if it is meant so"
-        )
-    return text
 
 
-def _document(name: str, data: bytes, config: CorpusConfig, notice: Callable[[str], None]) -> Document:
-    return Document(name, _decode(name, data, config, notice))
+def _unzstd(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingExtraError("zstandard", "corpora") from error
+    try:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        begun = False
+        while packed := file.read(_ZSTD_CHUNK):
+            while packed:
+                yield frame.decompress(packed)
+                begun, packed = not frame.eof, frame.unused_data
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+        if begun:
+            raise CorpusError(f"{path} is not a whole zstd file: it is cut off")
+    except zstandard.ZstdError as error:
+        raise CorpusError(f"{path} is not a whole zstd file: {error}") from error
 
 
-def _decode(name: str, data: bytes, config: CorpusConfig, notice: Callable[[str], None]) -> str:
-    if config.encoding == "bytes":
-        return bytes_to_text(data)
-    encoding = config.encoding
+def _bounded(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    limit, size = max(_MOST_EXPANDED, _MOST_EXPANSION * path.stat().st_size), 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise CorpusError(
+                f"{path} unpacks to over {_MOST_EXPANSION} times its size; unpack it by hand if it is meant so"
+            )
+        yield chunk
+
+
+def _loaded(loaded: LoadedCorpus, config: CorpusConfig) -> Iterator[Piece]:
+    for document in loaded.documents:
+        yield from _document_pieces(document.name, iter([document.text]), config)
+
+
+def _document(
+    name: str, chunks: Iterator[bytes], config: CorpusConfig, notice: Callable[[str], None]
+) -> Iterator[Piece]:
+    return _document_pieces(name, _decoded(name, chunks, config, notice), config)
+
+
+def _document_pieces(name: str, texts: Iterator[str], config: CorpusConfig) -> Iterator[Piece]:
+    """The pieces of one document, its line ends as they are wanted."""
+    newlines = io.IncrementalNewlineDecoder(None, translate=True) if config.newlines == "lf" else None
+    begins = True
+    for text in itertools.chain(texts, [""]):
+        if newlines is not None:
+            text = newlines.decode(text, final=not text)  # it takes text where it has no decoder
+        for start in range(0, len(text), _CHUNK):
+            yield Piece(name, text[start : start + _CHUNK], begins)
+            begins = False
+
+
+def _decoded(name: str, chunks: Iterator[bytes], config: CorpusConfig, notice: Callable[[str], None]) -> Iterator[str]:
+    """Text from bytes, chunk by chunk; an error names the offset in the whole."""
+    first = next(chunks, b"")
+    encoding = "utf-8" if config.encoding == "bytes" else config.encoding
+    errors = "surrogateescape" if config.encoding == "bytes" else "strict"
     # Python's own codecs only: an installed package may have registered one that takes every name.
     if encodings.search_function(encoding.lower()) is None:
         raise UsageError(f"there is no text encoding {encoding!r}")
-    if encoding == "utf-8":
+    if config.encoding == "utf-8":
         for mark, marked in _MARKS:
-            if data.startswith(mark):
+            if first.startswith(mark):
                 notice(f"{name}: read as {marked.upper()}, as its byte order mark says")
                 encoding = marked
                 break
+    before = 0
     try:
-        return data.decode(encoding)
+        if not getattr(codecs.lookup(encoding), "_is_text_encoding", True):  # hex, say
+            raise LookupError("it turns bytes into bytes")
+        decoder = codecs.getincrementaldecoder(encoding)(errors)
+        for chunk in itertools.chain([first], chunks, [b""]):
+            before += len(chunk)
+            yield decoder.decode(chunk, final=not chunk)
     except UnicodeDecodeError as error:
+        data, offset = error.object, before - len(error.object) + error.start
         raise CorpusError(
-            f"{name}: byte 0x{data[error.start]:02x} at offset {error.start} is not {encoding.upper()} text; name the "
+            f"{name}: byte 0x{data[error.start]:02x} at offset {offset} is not {encoding.upper()} text; name the "
             "right encoding (--encoding latin-1, say), or take the file byte for byte with --encoding bytes"
         ) from error
     except (LookupError, UnicodeError) as error:
         raise UsageError(f"there is no text encoding {encoding!r}: {error}") from error
 
 
-def _records(path: Path, texts: Iterator[str]) -> Iterator[Document]:
+def _records(path: Path, texts: Iterator[str], config: CorpusConfig) -> Iterator[Piece]:
     for number, text in enumerate(texts, start=1):
-        yield Document(f"{path}:{number}", text)
+        yield from _document_pieces(f"{path}:{number}", iter([text]), config)
 
 
-def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+def _rows(rows: Iterable[Mapping[str, Any]], config: CorpusConfig) -> Iterator[Piece]:
+    for number, row in enumerate(rows, start=1):
+        text = row.get(config.column) if isinstance(row, Mapping) else None
+        if not isinstance(text, str):
+            has = f"it has {', '.join(map(str, row))}" if isinstance(row, Mapping) else "it is no mapping"
+            raise CorpusError(f"row {number}: no text in column {config.column!r} ({has}); name it with column=")
+        yield from _document_pieces(f"row {number}", iter([text]), config)
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "corpora") from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                has = ", ".join(file.schema_arrow.names)
+                raise CorpusError(f"{path}: no column {column!r} (it has {has}); name it with --column")
+            for batch in file.iter_batches(batch_size=1024, columns=[column]):
+                for text in batch.column(0).to_pylist():
+                    if not isinstance(text, str | None):
+                        raise CorpusError(f"{path}: column {column!r} holds {type(text).__name__}, not text")
+                    yield text or ""
+    except (OSError, pyarrow.ArrowException) as error:
+        raise CorpusError(f"{path} is not a whole parquet file: {error}") from error
+
+
+def _lines(texts: Iterator[str], newline: str) -> Iterator[str]:
+    """Lines with their ends, from text in pieces; `newline` as in `io.StringIO`."""
+    rest: list[str] = []
+    for text in texts:
+        rest.append(text)
+        if "\n" in text:
+            lines = list(io.StringIO("".join(rest), newline=newline))
+            rest = [] if lines[-1].endswith("\n") else [lines.pop()]
+            yield from lines
+    yield from io.StringIO("".join(rest), newline=newline)
+
+
+def _unmarked(texts: Iterator[str]) -> Iterator[str]:
+    """Text without the byte order mark that may stand before it."""
+    first = next((text for text in texts if text), "")
+    return itertools.chain([first.removeprefix("\ufeff")], texts)
+
+
+def _jsonl(path: Path, texts: Iterator[str], field: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(_unmarked(texts), "\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -188,9 +389,9 @@ def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
         yield value
 
 
-def _csv(path: Path, text: str, column: str) -> Iterator[str]:
+def _csv(path: Path, texts: Iterator[str], column: str) -> Iterator[str]:
     csv.field_size_limit(1 << 30)  # a field is a whole document; Python's own limit is 128 kB
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
+    reader = csv.DictReader(_lines(_unmarked(texts), ""))
     try:
         if column not in (reader.fieldnames or []):
             has = ", ".join(reader.fieldnames or [])

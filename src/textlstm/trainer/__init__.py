@@ -46,7 +46,7 @@ class Development:
     """
 
     ids: NDArray[np.int32]
-    context: NDArray[np.int32]
+    context: NDArray[Any]
     chars: int
     bytes: int
 

@@ -1,0 +1,161 @@
+"""Texts of 100 MB and 1 GB: encoding, 100 steps of training and a second start, each as a process of its own.
+
+    python benchmarks/big_corpus.py [FOLDER]
+
+The texts are made by this script, the same from the same seed, and kept in FOLDER (default: a temporary one, which
+needs 6 GB). Reported are megabytes per second, the peak resident memory of the largest process and of all together,
+and the seconds of each stage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from card import report
+
+SIZES = {"100 MB": 100_000_000, "1 GB": 1_000_000_000}
+WORKERS = 2
+STEPS = 100
+
+
+def make_text(path: Path, size: int, seed: int = 1) -> None:
+    """Word-like text: 20,000 words by Zipf's law, in sentences and paragraphs."""
+    if path.exists() and path.stat().st_size >= size:
+        return
+    rng = random.Random(seed)
+    syllables = [c + v for c in "bcdfghklmnprstvw" for v in "aeiou"]
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(20_000)]
+    weights = [1 / (rank + 3) for rank in range(len(words))]
+    written = 0
+    with path.open("w", encoding="ascii") as file:
+        while written < size:
+            lines = []
+            for _ in range(2_000):
+                sentence = " ".join(rng.choices(words, weights, k=rng.randint(4, 20)))
+                lines.append(sentence.capitalize() + rng.choice(".?!") + rng.choice(" \n"))
+            written += file.write("".join(lines))
+
+
+def peak_memory(pid: int, stop: threading.Event, peaks: dict[str, int]) -> None:
+    """Watches a process and its children until told to stop: largest single one and largest sum, in bytes."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    while not stop.wait(0.05):
+        family, sizes = {pid}, []
+        for entry in sorted((e for e in os.listdir("/proc") if e.isdigit()), key=int):
+            try:
+                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+                if int(entry) in family or int(fields[1]) in family:
+                    family.add(int(entry))
+                    sizes.append(int(fields[21]) * page)
+            except OSError:
+                continue
+        peaks["largest"] = max(peaks.get("largest", 0), max(sizes, default=0))
+        peaks["together"] = max(peaks.get("together", 0), sum(sizes))
+
+
+CHILD = """
+import json, sys, time
+started = time.perf_counter()
+from pathlib import Path
+from textlstm.config import CorpusConfig
+from textlstm.corpus import read_corpus
+from textlstm.run import _make_tokenizer
+from textlstm.view import View
+times = {}
+def mark(name):
+    global started
+    now = time.perf_counter()
+    times[name], started = now - started, now
+def main():
+    name, path, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    mark("imports")
+    corpus = read_corpus([path], CorpusConfig())
+    corpus.fingerprint
+    mark("reading")
+    tokenizer = _make_tokenizer(name, corpus, 4095, View())
+    mark("tokenizer")
+    tokens = corpus.encode(tokenizer, tokenizer.vocab_size, workers)
+    mark("encoding")
+    print(json.dumps({"seconds": times, "tokens": len(tokens.train), "bytes": corpus.train.num_bytes}))
+if __name__ == "__main__":
+    main()
+"""
+
+
+def watched(command: list[str], environment: dict[str, str]) -> tuple[str, float, dict[str, int]]:
+    """Runs a command; its output, seconds and peak memory."""
+    started, stop, peaks = time.perf_counter(), threading.Event(), dict[str, int]()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        watcher = threading.Thread(target=peak_memory, args=(process.pid, stop, peaks))
+        watcher.start()
+        out = process.communicate()[0]
+        stop.set()
+        watcher.join()
+    if process.returncode:
+        sys.exit(f"{command} failed")
+    return out, time.perf_counter() - started, peaks
+
+
+def measure(text: Path, tokenizer: str, folder: Path) -> dict[str, object]:
+    """First start, second start and a short training on one text."""
+    cache = folder / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    environment = {**os.environ, "TEXTLSTM_CACHE": str(cache)}
+    script = folder / "child.py"
+    script.write_text(CHILD)
+    child = [sys.executable, str(script), tokenizer, str(text), str(WORKERS)]
+    out, _, peaks = watched(child, environment)
+    first = json.loads(out)
+    second = json.loads(watched(child, environment)[0])
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    train = [
+        sys.executable, "-m", "textlstm", "train", str(text), "--out", str(run), "--steps", str(STEPS), "--tokenizer",
+        tokenizer, "--val-chars", "10000", "--max-dev-chars", "10000", "--hidden-size", "128", "--embed-size", "128",
+        "--quiet", "--json",
+    ]  # fmt: skip
+    if tokenizer == "bpe":
+        train += ["--vocab-size", "4096"]
+    _, seconds, training_peaks = watched(train, environment)
+    return {
+        "megabytes_per_second": first["bytes"] / first["seconds"]["encoding"] / 1e6,
+        "megabytes_per_second_with_reading": first["bytes"]
+        / (first["seconds"]["encoding"] + first["seconds"]["reading"])
+        / 1e6,
+        "first_start_seconds": first["seconds"],
+        "second_start_seconds": second["seconds"],
+        "tokens": first["tokens"],
+        "peak_megabytes": {name: value / 1e6 for name, value in peaks.items()},
+        "training_seconds": seconds,
+        "training_peak_megabytes": {name: value / 1e6 for name, value in training_peaks.items()},
+    }
+
+
+def main() -> None:
+    """Measures both sizes with both tokenizers."""
+    given = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(given[0] if given else temporary)
+        folder.mkdir(exist_ok=True)
+        results = {}
+        for size, number in SIZES.items():
+            text = folder / f"{number}.txt"
+            make_text(text, number)
+            os.utime(text, (time.time() - 100, time.time() - 100))
+            for tokenizer in ("bpe", "byte"):
+                results[f"{size}, {tokenizer}"] = measured = measure(text, tokenizer, folder)
+                print(size, tokenizer, json.dumps(measured), file=sys.stderr)
+        report("big_corpus", {"workers": WORKERS, "steps": STEPS, **results})
+
+
+if __name__ == "__main__":
+    main()
