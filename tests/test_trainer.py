@@ -224,6 +224,7 @@ OPTIONS = {
     "label_smoothing": ({}, {"label_smoothing": 0.1}),
     "activation_penalty": ({}, {"activation_penalty": 1.0}),
     "temporal_penalty": ({}, {"temporal_penalty": 1.0}),
+    "accumulate": ({"input_dropout": 0.3}, {"accumulate": 3}),
     "patience": ({}, {"patience": 2, "lr": 1e-4, "eval_every": 1}),
     "warmup and floor": ({}, {"warmup": 0.5, "lr_final": 0.3}),
     "no spikes": ({}, {"spike_sigmas": 0.0}),
@@ -249,6 +250,14 @@ def test_resume_is_exact_for_every_option(name, tmp_path):
         assert checkpoint is not None and checkpoint.step == k
         after.restore(checkpoint)
         assert finish(after) == losses[k:] and bits(after) == bits(whole) and after.best == whole.best
+
+
+@pytest.mark.parametrize("portions", [2, 3, 4, 9])
+def test_portions_of_the_lanes_are_the_whole_batch(portions):
+    config = EVERYTHING.replace(steps=50, batch_size=4)
+    whole, parts = (make_trainer(NOISY, config.replace(accumulate=k), DEV) for k in (1, portions))
+    np.testing.assert_allclose(finish(parts), finish(whole), rtol=1e-5)
+    assert parts.best == pytest.approx(whole.best, rel=1e-5)
 
 
 def test_resumed_after_every_step():

@@ -182,6 +182,13 @@ def _train(request: Any, quiet: bool) -> Any:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole checkpoint.")
 @click.option("--resume-step", type=int, help="With --resume: go on from the checkpoint of this step instead.")
 @click.option("--time-to-loss", type=float, help="Stop when the held-out text costs this many nats per character.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, help="Train with so many processes on this host.")
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    default=2,
+    help="With --processes: begin again so often from the last checkpoint.",
+)
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
 )
@@ -203,6 +210,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     textlstm train tiny-shakespeare --out runs/bard --minutes 30
     textlstm train --resume --out runs/bard              after Ctrl-C or a crash
     textlstm train sonnets.txt --init-from shakespeare   fine-tune
+    textlstm train big/ --processes 4 --minutes 600      several processes; several hosts: torchrun -m textlstm train
     """
     from textlstm.run import Request
 
@@ -211,8 +219,16 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     settings |= given(TrainConfig, values)
     if values["workers"] is None:
         values["workers"] = min(8, os.cpu_count() or 1)
+    processes, restarts, rank = values.pop("processes"), values.pop("restarts"), int(os.environ.get("RANK", "0"))
     request = Request(steps=steps, settings=settings, command=_command_line(), **values)
-    result = _train(request, quiet)
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        from textlstm.run import run_folder
+        from textlstm.trainer.launch import launch
+
+        sys.exit(launch(processes, [*sys.argv[1:], "--out", str(run_folder(request))], restarts))
+    result = _train(request, quiet or rank > 0)
+    if rank > 0:
+        return
     report = result.to_dict()
     target = result.config["asked"].get("time_to_loss")  # also where a resumed run was begun with one
     if target is None:

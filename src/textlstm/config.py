@@ -203,6 +203,7 @@ class TrainConfig(Config):
     steps: int = option(1000, "number of optimizer steps")
     batch_size: int = option(24, "number B of lanes read side by side")
     seq_len: int = option(64, "mean length T of truncated backpropagation, in tokens")
+    accumulate: int = option(1, "compute each step in this many portions of its lanes: less memory, the same result")
     jitter: float = option(0.25, "lengths vary by this share around the mean, in steps of 8 tokens")
     lr: float = option(5e-3, "peak learning rate of AdamW")
     lr_final: float = option(0.0, "learning rate at the end of the cosine, as a share of the peak")
@@ -228,7 +229,8 @@ class TrainConfig(Config):
     patience: int = option(8, "stop after this many looks without a new best; 0 never stops early")
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch_size", "seq_len", "eval_every", "sample_every", "checkpoint_every"):
+        counts = ("steps", "batch_size", "seq_len", "accumulate", "eval_every", "sample_every", "checkpoint_every")
+        for field in counts:
             value = getattr(self, field)
             self._require(value is None or value >= 1, field, "at least 1")
         for field in ("lr", "clip"):

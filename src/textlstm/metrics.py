@@ -29,6 +29,7 @@ from textlstm.state import State
 
 #: Tokens of preceding text that a lane reads before it is scored while training.
 WARM_UP = 512
+_COUNTED = 1 << 20
 _CHUNK = 1 << 22  # logits per call at most: 16 MB of float32, enough tokens to pay for reading the weights once
 
 
@@ -170,9 +171,18 @@ def score(
     return Score(protocol, chars, bytes, tokens, math.fsum(nats))
 
 
+def token_counts(ids: NDArray[Any], vocab_size: int) -> NDArray[np.int64]:
+    """How often each id occurs, shape (V,); a million at a time, because ids may be mapped from disk."""
+    parts = (ids[start : start + _COUNTED] for start in range(0, len(ids), _COUNTED))
+    counts_V: NDArray[np.int64] = sum(
+        (np.bincount(part, minlength=vocab_size) for part in parts), start=np.zeros(vocab_size, np.int64)
+    )
+    return counts_V
+
+
 def unigram_nats(ids: NDArray[Any], vocab_size: int) -> float:
     """Nats per token of predicting each token by its frequency alone: the entropy of the counts."""
-    counts = np.bincount(ids, minlength=vocab_size).astype(np.float64)
+    counts = token_counts(ids, vocab_size).astype(np.float64)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 

@@ -10,6 +10,7 @@ RUN/loss.svg             its loss as a picture
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -44,6 +45,7 @@ from textlstm.registry import MODEL_FILE, find_model
 from textlstm.tokenizer import Tokenizer, from_json, make_tokenizer
 from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, Weights, is_out_of_memory, weights_of
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step, save_checkpoint
+from textlstm.trainer.distributed import Group, joined
 from textlstm.trainer.speed import best_device, measure_reading, measure_step, sgemm_peak
 from textlstm.view import Facts, View, loss_svg
 
@@ -52,7 +54,7 @@ GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny
 ORIGINAL_SPLIT_CHARS = 104_217
 _SAMPLE_TOKENS = 120
 _FEW_STEPS = 100
-_COUNTED_TOKENS = 1 << 24  # of a long text, for the cost of guessing by frequency
+_COUNTED_TOKENS = 1 << 22  # of a long text, for the cost of guessing by frequency
 
 
 @dataclass(frozen=True)
@@ -153,23 +155,28 @@ class Setup:
         }
 
     @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Setup:
+        """The inverse of `to_dict`."""
+        return cls(
+            values["sources"],
+            CorpusConfig.from_dict(values["corpus"]),
+            ModelConfig.from_dict(values["model"]),
+            TrainConfig.from_dict(values["train"]),
+            values["fingerprint"],
+            values["reasons"],
+            values["init_from"],
+            values.get("init_sha256"),
+            dict(values.get("asked", {})),
+        )
+
+    @classmethod
     def read(cls, path: Path) -> Setup:
         """Reads a `config.json`."""
         try:
             values = json.loads(path.read_bytes())
-            if values.pop("version") != 1:
+            if values["version"] != 1:
                 raise RunError(f"{path} was written by another version of textlstm; upgrade it")
-            return cls(
-                values["sources"],
-                CorpusConfig.from_dict(values["corpus"]),
-                ModelConfig.from_dict(values["model"]),
-                TrainConfig.from_dict(values["train"]),
-                values["fingerprint"],
-                values["reasons"],
-                values["init_from"],
-                values.get("init_sha256"),
-                dict(values.get("asked", {})),
-            )
+            return cls.from_dict(values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
             raise RunError(f"{path} cannot be read: {error}") from error
 
@@ -205,7 +212,9 @@ def train(request: Request, view: View | None = None) -> Result:
         Interrupted: a signal came; everything was saved.
     """
     try:
-        return _train(request, View() if view is None else view, time.perf_counter())
+        with joined() as group:
+            run = _train if group.rank == 0 else _follow
+            return run(request, View() if view is None else view, time.perf_counter(), group)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -215,8 +224,10 @@ def train(request: Request, view: View | None = None) -> Result:
         ) from error
 
 
-def _train(request: Request, view: View, started: float) -> Result:
-    folder = _run_folder(request)
+def _train(request: Request, view: View, started: float, group: Group) -> Result:
+    if group.size > 1:
+        request = _for_several(request)
+    folder = run_folder(request)
     resumed = request.resume and (folder / "config.json").exists()
     if resumed:
         setup = Setup.read(folder / "config.json")
@@ -224,15 +235,16 @@ def _train(request: Request, view: View, started: float) -> Result:
         done = _finished_result(folder)
         if done is not None:
             view.notice(f"{folder} is complete; nothing is left to do")
+            group.share(json.dumps({"result": done.to_dict()}).encode())
             return done
         with _alone_in(folder):
             corpus, tokenizer, checkpoint, initial = _resume(folder, setup, request, view)
-            return Run(folder, setup, corpus, tokenizer, request, view, started).go(checkpoint, initial)
+            return Run(folder, setup, corpus, tokenizer, request, view, started, group).go(checkpoint, initial)
     initial = _initial(request.init_from)
     _check_writable(folder)  # said before a long text is read
     setup, corpus, tokenizer = _plan(request, initial, view, started)
     while request.out is None and folder.exists():  # another run took the name while this one was planned
-        folder = _run_folder(request)
+        folder = run_folder(request)
     try:
         folder.mkdir(parents=True, exist_ok=request.out is not None)
     except OSError as error:
@@ -244,7 +256,34 @@ def _train(request: Request, view: View, started: float) -> Result:
             write_atomically(folder / "config.json", json.dumps(setup.to_dict(), indent=1).encode())
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be written: {error.strerror}") from error
-        return Run(folder, setup, corpus, tokenizer, request, view, started).go(None, initial)
+        return Run(folder, setup, corpus, tokenizer, request, view, started, group).go(None, initial)
+
+
+def _for_several(request: Request) -> Request:
+    """A request to several processes; after one has died, torchrun starts all of them with the same words."""
+    if request.out is None:
+        raise UsageError("several processes need --out RUN, so that they find their run again")
+    if any(isinstance(source, Rows) or source == "-" for source in request.sources):
+        raise UsageError("several processes read the text each: it cannot come from standard input or from rows")
+    if request.time_to_loss is not None:
+        raise UsageError("--time-to-loss works with one process only")
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return dataclasses.replace(request, resume=request.resume or restarted)
+
+
+def _follow(request: Request, view: View, started: float, group: Group) -> Result:
+    """What all ranks but the first do: the same steps, and nothing else."""
+    message = json.loads(group.share(None))
+    if "result" not in message:
+        setup = Setup.from_dict(message["setup"])
+        corpus = read_corpus(setup.sources, setup.corpus)
+        if corpus.fingerprint != setup.fingerprint:
+            raise RunError(f"rank {group.rank} finds another text than the first one in {' '.join(setup.sources)}")
+        folder, tokenizer = Path(message["folder"]), from_json(message["tokenizer"])
+        Run(folder, setup, corpus, tokenizer, request, View(), started, group).follow(message["resumed"])
+        message = json.loads(group.share(None))
+    values = message["result"]
+    return Result(**{**values, "model": Path(values["model"])})
 
 
 def _check_writable(folder: Path) -> None:
@@ -278,7 +317,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run_folder(request: Request) -> Path:
+def run_folder(request: Request) -> Path:
+    """Where the run that is asked for goes.
+
+    Raises:
+        UsageError: the folder is something else, or in use.
+    """
     if request.out is not None:
         if request.out.exists() and not request.out.is_dir():
             raise UsageError(f"{request.out} is a file; --out names a folder")
@@ -529,8 +573,9 @@ class Run:
 
     def __init__(
         self, folder: Path, setup: Setup, corpus: Corpus, tokenizer: Tokenizer, request: Request, view: View,
-        started: float,
+        started: float, group: Group,
     ) -> None:  # fmt: skip
+        self.group = group
         self.folder, self.setup, self.corpus, self.tokenizer = folder, setup, corpus, tokenizer
         self.request, self.view, self.started = request, view, started
         self.tokens: Tokens = corpus.encode(tokenizer, setup.model.boundary_id, request.workers, view.notice)
@@ -558,7 +603,16 @@ class Run:
 
     def go(self, checkpoint: Checkpoint | None, initial: ModelFile | None) -> Result:
         """Trains to the end, scores, and finishes the run folder."""
+        if self.group.size > 1:
+            message = {
+                "folder": str(self.folder),
+                "setup": self.setup.to_dict(),
+                "tokenizer": self.tokenizer.to_json(),
+            }
+            self.group.share(json.dumps({**message, "resumed": checkpoint is not None}).encode())
         trainer = self._trainer(initial)
+        if self.group.size > 1:
+            self.group.share_checkpoint(trainer.checkpoint() if checkpoint is None else checkpoint)
         if checkpoint is None:
             for name in ("log.jsonl", "samples.md", MODEL_FILE):
                 (self.folder / name).unlink(missing_ok=True)
@@ -579,7 +633,18 @@ class Run:
             reason = trainer.run(callbacks)
         if reason is not None:
             self._interrupted(trainer)
-        return self._finish(trainer)
+        result = self._finish(trainer)
+        self.group.share(json.dumps({"result": result.to_dict()}).encode())
+        return result
+
+    def follow(self, resumed: bool) -> None:
+        """Trains as one of the ranks that write nothing."""
+        trainer = self._trainer(None)
+        trainer.restore(self.group.share_checkpoint(None if resumed else trainer.checkpoint()))
+        with self._watch_signals():
+            reason = trainer.run(Callbacks(stop=lambda: None if self._signal is None else "signal"))
+        if reason is not None:
+            raise Interrupted(f"rank {self.group.rank} stopped with the others", self._signal or signal.SIGTERM)
 
     def _trainer(self, initial: ModelFile | None) -> Trainer:
         model, train = self.setup.model, self.setup.train
@@ -602,8 +667,8 @@ class Run:
             part = self.corpus.dev
             dev = Development(self.tokens.dev, self.tokens.train[-metrics.WARM_UP :], part.num_chars, part.num_bytes)
         weights = None if initial is None else initial.weights
-        counts_V = np.bincount(self.tokens.train, minlength=model.vocab_size)
-        return Trainer(model, train, reader, dev, weights, best_device(), counts_V)
+        counts_V = metrics.token_counts(self.tokens.train, model.vocab_size)
+        return Trainer(model, train, reader, dev, weights, best_device(), self.group, counts_V)
 
     def _facts(self) -> Facts:
         model = self.setup.model
@@ -623,8 +688,11 @@ class Run:
         """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one acts at once."""
 
         def note(number: int, frame: object) -> None:
+            if self.group.size > 1 and self._signal is not None:
+                return  # the launcher hands on what the terminal has sent already, and knows how to kill
             self._signal = number
-            signal.signal(number, previous[number])
+            if self.group.size == 1:
+                signal.signal(number, previous[number])
             self.view.notice("saving; once more stops at once")
 
         previous: dict[int, Any] = {}
@@ -831,7 +899,6 @@ class Run:
         }
 
     def _interrupted(self, trainer: Trainer) -> None:
-        assert self._signal is not None
         if trainer.dev is None or not (self.folder / MODEL_FILE).exists():
             self._write_model(trainer.averaged, trainer.step, {})
         if self._unsaved is not None:
@@ -843,7 +910,7 @@ class Run:
             f"stopped at step {trainer.step} of {self.setup.train.steps}; everything is saved. Go on with: "
             f"textlstm train --resume --out {shlex.quote(str(self.folder))}"
             + (", with the same text on standard input" if "-" in self.setup.sources else ""),
-            self._signal,
+            self._signal or signal.SIGTERM,  # another rank got it
         )
 
     def _finish(self, trainer: Trainer) -> Result:

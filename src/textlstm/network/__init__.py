@@ -86,6 +86,18 @@ class Features(NamedTuple):
     state: State
 
 
+class Lanes(NamedTuple):
+    """Which rows of a batch a tensor holds, so that its dropout masks are those of the whole batch.
+
+    Attributes:
+        start: the first.
+        total: rows of the whole batch.
+    """
+
+    start: int
+    total: int
+
+
 class RecurrentLM(nn.Module):
     """An LSTM language model.
 
@@ -161,6 +173,7 @@ class RecurrentLM(nn.Module):
         state: State,
         generator: torch.Generator | None = None,
         recurrence: Recurrence = lstm,
+        lanes: Lanes | None = None,
     ) -> Features:
         """Outputs of the last layer, before the output layer.
 
@@ -169,25 +182,25 @@ class RecurrentLM(nn.Module):
             state: the state before them.
             generator: source of the dropout masks; None means no dropout.
             recurrence: how a layer is computed.
+            lanes: which rows of a larger batch these are; None means all.
         """
         config = self.config
         table = _drop(self.embedding.weight, (config.vocab_size, 1), config.embed_dropout, generator)
         x_TB_ = nn.functional.embedding(ids_BT.T, table)
         if self.input is not None:
             x_TB_ = nn.functional.linear(x_TB_, self.input.weight, self.input.bias)
-        B = ids_BT.shape[0]
-        x_TB_ = _drop(x_TB_, (1, B, x_TB_.shape[2]), config.input_dropout, generator)
+        x_TB_ = _drop_lanes(x_TB_, config.input_dropout, generator, lanes)
         h_L, c_L = [], []
         for number, layer in enumerate(cast(list[LSTMLayer], self.lstm)):
             if number > 0:
-                x_TB_ = _drop(x_TB_, (1, B, config.hidden_size), config.layer_dropout, generator)
+                x_TB_ = _drop_lanes(x_TB_, config.layer_dropout, generator, lanes)
             weight_hh = _drop(layer.weight_hh, layer.weight_hh.shape, config.weight_dropout, generator)
             x_TB_, h_BH, c_BH = recurrence(
                 x_TB_, state.h_LBH[number], state.c_LBH[number], layer.weight_ih, weight_hh, layer.bias
             )
             h_L.append(h_BH)
             c_L.append(c_BH)
-        dropped_TBH = _drop(x_TB_, (1, B, config.hidden_size), config.output_dropout, generator)
+        dropped_TBH = _drop_lanes(x_TB_, config.output_dropout, generator, lanes)
         return Features(x_TB_, dropped_TBH, State(torch.stack(h_L), torch.stack(c_L)))
 
     def output_layer(self, features_NH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,6 +258,7 @@ class RecurrentLM(nn.Module):
         label_smoothing: float = 0.0,
         activation_penalty: float = 0.0,
         temporal_penalty: float = 0.0,
+        lanes: Lanes | None = None,
     ) -> tuple[Loss, State]:
         """The training loss of a batch.
 
@@ -254,11 +268,12 @@ class RecurrentLM(nn.Module):
             generator: source of the dropout masks.
             label_smoothing: share of the target spread over the vocabulary.
             activation_penalty, temporal_penalty: weights of AR and TAR (Merity et al. 2017, arXiv 1708.01009).
+            lanes: which rows of a larger batch these are; None means all.
 
         Returns:
             The loss, and the state after the last token, cut off from the graph.
         """
-        features = self.features(x_BT, state, generator)
+        features = self.features(x_BT, state, generator, lanes=lanes)
         targets_N = y_BT.T.reshape(-1)
         features_NH = features.dropped_TBH.flatten(0, 1)
         large = targets_N.numel() * self.config.vocab_size > CHUNKED_ABOVE
@@ -361,6 +376,15 @@ def _drop(
     if generator is None or p == 0:
         return tensor
     return tensor * _kept(mask_shape, p, generator).to(tensor.dtype).div_(1 - p)
+
+
+def _drop_lanes(x_TBI: Tensor, p: float, generator: torch.Generator | None, lanes: Lanes | None) -> Tensor:
+    """Locked dropout: one mask for all steps. A part of a batch takes its rows of the mask of the whole."""
+    if generator is None or p == 0:
+        return x_TBI
+    start, total = (0, x_TBI.shape[1]) if lanes is None else lanes
+    kept = _kept((1, total, x_TBI.shape[2]), p, generator)[:, start : start + x_TBI.shape[1]]
+    return x_TBI * kept.to(x_TBI.dtype).div_(1 - p)
 
 
 def _kept(shape: tuple[int, ...] | torch.Size, p: float, generator: torch.Generator) -> Tensor:

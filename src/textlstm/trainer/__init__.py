@@ -8,9 +8,11 @@ was stopped anywhere ends in the same bits as one that never was.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +22,12 @@ from numpy.typing import NDArray
 
 from textlstm import metrics
 from textlstm.config import ModelConfig, TrainConfig
-from textlstm.corpus import LaneReader
-from textlstm.errors import DivergedError, RunError
-from textlstm.network import RecurrentLM
+from textlstm.corpus import Batch, LaneReader
+from textlstm.errors import DivergedError, RunError, UsageError
+from textlstm.network import Lanes, RecurrentLM
 from textlstm.state import State
 from textlstm.trainer.checkpoint import Checkpoint
+from textlstm.trainer.distributed import Group
 from textlstm.trainer.spikes import SpikeGuard
 
 Weights = dict[str, NDArray[np.float32]]
@@ -140,6 +143,7 @@ class Trainer:
         dev: the text that picks the best weights, or None.
         initial: weights to begin from; None draws them.
         device: where to train.
+        group: the processes that train together.
         counts_V: how often each token occurs in the training text, for `unigram_bias`.
     """
 
@@ -151,9 +155,11 @@ class Trainer:
         dev: Development | None = None,
         initial: Mapping[str, NDArray[np.float32]] | None = None,
         device: str = "cpu",
+        group: Group | None = None,
         counts_V: NDArray[np.int64] | None = None,
     ) -> None:
         self.config, self.reader, self.dev = train, reader, dev
+        self.group = Group() if group is None else group
         seeded = torch.Generator().manual_seed(train.seed)
         self.network = RecurrentLM(model, seeded)
         if initial is not None:
@@ -175,7 +181,11 @@ class Trainer:
             fused=True,
         )
         self._generator = torch.Generator(device).manual_seed(train.seed + 1)
-        self._state = self.network.zero_state(reader.batch_size)
+        if self.group.size > reader.batch_size:
+            raise UsageError(f"{self.group.size} processes need as many lanes; --batch-size gives {reader.batch_size}")
+        self._rows = self.group.rows(reader.batch_size)
+        self._state = self.network.zero_state(self._rows.stop - self._rows.start)
+        self._loss = self.group.loss_of(self.network)
         self.step = 0
         self.best: float | None = None
         self._stale = 0
@@ -213,34 +223,33 @@ class Trainer:
             if self.step % self.look_every == 0 or self.step == self.config.steps:
                 callbacks.on_look(self._look(), self.averaged)
                 early = bool(self.config.patience) and self._stale >= self.config.patience
-                reached = callbacks.reached(self.averaged)  # asked at the last look too
+                reached = bool(self.group.largest(callbacks.reached(self.averaged)))  # asked at the last look too
                 self.finished = reached or early or self.step == self.config.steps
-            reason = callbacks.stop()
+            reason = self._reason(callbacks)
             if self.step % self.checkpoint_every == 0 or self.finished or reason:
                 callbacks.save(self.checkpoint())
             if reason and not self.finished:
                 return reason
         return None
 
+    def _reason(self, callbacks: Callbacks) -> str | None:
+        """Why to stop; a signal to any rank stops all."""
+        reason = callbacks.stop()
+        asked = self.group.largest(reason is not None)
+        return "another rank was told to stop" if asked and reason is None else reason
+
     def advance(self) -> StepReport:
         """Takes one optimizer step."""
         started = time.perf_counter()
         config = self.config
         batch = next(self.reader)
-        device = self.network.device
         state = self._state
         if batch.fresh_B.any():
-            kept = torch.from_numpy(~batch.fresh_B).to(device)[None, :, None]
+            kept = torch.from_numpy(~batch.fresh_B[self._rows]).to(self.network.device)[None, :, None]
             state = State(state.h_LBH * kept, state.c_LBH * kept)
-        x_BT, y_BT = (torch.from_numpy(ids).to(device) for ids in (batch.x_BT, batch.y_BT))
-        loss, self._state = self.network.loss(
-            x_BT, y_BT, state, self._generator,
-            config.label_smoothing, config.activation_penalty, config.temporal_penalty,
-        )  # fmt: skip
-        loss.objective.backward()  # type: ignore[no-untyped-call]
+        nats = self._gradients(batch, state)
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        nats = float(loss.nats)
         skipped = None
         if not (math.isfinite(nats) and math.isfinite(float(norm))):
             skipped = "not finite"
@@ -256,6 +265,33 @@ class Trainer:
             self.step, config.steps, nats, self._optimizer.param_groups[0]["lr"], batch.x_BT.size,
             time.perf_counter() - started, self.reader.epoch, skipped,
         )  # fmt: skip
+
+    def _gradients(self, batch: Batch, state: State) -> float:
+        """Adds up the gradients of all portions of the lanes, and takes their states; nats per token of the batch."""
+        config, device, total = self.config, self.network.device, self.reader.batch_size
+        own = self._rows.stop - self._rows.start
+        borders = sorted({own * k // config.accumulate for k in range(config.accumulate + 1)})
+        drawn = self._generator.get_state()  # every portion draws the masks of the whole batch
+        whole = self.group.size == 1 and len(borders) == 2
+        nats, states = 0.0, []
+        for start, end in itertools.pairwise(borders):
+            rows = slice(self._rows.start + start, self._rows.start + end)
+            self._generator.set_state(drawn)
+            x_BT, y_BT = (torch.from_numpy(ids[rows]).to(device) for ids in (batch.x_BT, batch.y_BT))
+            with nullcontext() if end == own else self.group.alone(self._loss):
+                loss, after = self._loss(
+                    x_BT, y_BT, State(state.h_LBH[:, start:end], state.c_LBH[:, start:end]), self._generator,
+                    config.label_smoothing, config.activation_penalty, config.temporal_penalty,
+                    None if whole else Lanes(rows.start, total),
+                )  # fmt: skip
+                # The ranks' gradients are averaged: each counts by its share of the lanes, times the number of ranks.
+                share = (end - start) / total
+                objective = loss.objective if whole else loss.objective * (share * self.group.size)
+                objective.backward()
+            nats += float(loss.nats) * share
+            states.append(after)
+        self._state = states[0] if whole else State.stack(states)
+        return nats if whole else self.group.sum(nats)[0]
 
     def _apply(self, norm: torch.Tensor) -> None:
         config = self.config
@@ -273,7 +309,7 @@ class Trainer:
     def _skip(self) -> None:
         """A step whose numbers are not finite is not applied; the state it left is dropped too."""
         self._skipped += 1
-        self._state = self.network.zero_state(self.reader.batch_size)
+        self._state = self.network.zero_state(self._state.rows)
         if self._skipped >= _MAX_SKIPPED:
             raise DivergedError(
                 f"training diverged at step {self.step}: {_MAX_SKIPPED} steps in a row had numbers that are not "
@@ -289,8 +325,12 @@ class Trainer:
         lanes = min(_DEV_LANES, max(1, len(self.dev.ids) // (2 * metrics.WARM_UP)))
         protocol = "stream" if lanes == 1 else f"stream-{lanes}"
         context = self.dev.context[-metrics.WARM_UP :]
-        dev = metrics.score(
-            self.averaged, self.dev.ids, self.dev.chars, self.dev.bytes, context, protocol, metrics.WARM_UP
+        dev = (
+            metrics.score(
+                self.averaged, self.dev.ids, self.dev.chars, self.dev.bytes, context, protocol, metrics.WARM_UP
+            )
+            if self.group.size == 1
+            else self._score_together(self.dev, context, lanes)
         )
         best = math.isfinite(dev.nats) and (self.best is None or dev.nats < self.best)
         if best:
@@ -299,10 +339,34 @@ class Trainer:
             self._stale += 1
         return Look(self.step, dev, best, time.perf_counter() - started)
 
+    def _score_together(self, dev: Development, context: NDArray[Any], lanes: int) -> metrics.Score:
+        """The score of the development part, each rank reading some of its lanes."""
+        length = -(-len(dev.ids) // lanes)
+        lanes = -(-len(dev.ids) // length)
+        own = self.group.rows(lanes)
+        begin, end = own.start * length, min(own.stop * length, len(dev.ids))
+        boundary, nats = self.averaged.config.boundary_id, 0.0
+        if end > begin:
+            first = [] if boundary is None else [boundary]
+            stream = np.concatenate([np.array(first, dtype=np.int64), context, dev.ids.astype(np.int64)])
+            warm_up = min(metrics.WARM_UP, len(stream) - len(dev.ids))
+            before = len(stream) - len(dev.ids) - warm_up + begin
+            filled = np.zeros((own.stop - own.start) * length, dtype=np.int64)
+            filled[: end - begin] = dev.ids[begin:end]
+            costs = metrics.token_nats(
+                self.averaged, filled, stream[before : before + warm_up], f"stream-{own.stop - own.start}", warm_up
+            )
+            nats = math.fsum(costs[: end - begin])
+        tokens = len(dev.ids) if boundary is None else int((dev.ids != boundary).sum())
+        protocol = "stream" if lanes == 1 else f"stream-{lanes}"
+        return metrics.Score(protocol, dev.chars, dev.bytes, tokens, self.group.sum(nats)[0])
+
     def checkpoint(self) -> Checkpoint:
-        """All that the next step depends on."""
+        """All that the next step depends on; all ranks have to ask for it."""
+        total = self.reader.batch_size
         tensors = {"generator": self._generator.get_state().numpy()}
-        tensors |= {"state.h": _numpy(self._state.h_LBH), "state.c": _numpy(self._state.c_LBH)}
+        for name, part in (("h", self._state.h_LBH), ("c", self._state.c_LBH)):
+            tensors[f"state.{name}"] = _numpy(self.group.gather(part, total))
         for name, parameter in self._parameters.items():
             tensors[f"network.{name}"] = _numpy(parameter)
             for moment in ("exp_avg", "exp_avg_sq", "step"):
@@ -340,7 +404,7 @@ class Trainer:
                 for name, parameter in self.averaged.named_parameters():
                     parameter.copy_(torch.from_numpy(tensors[f"averaged.{name}"]))
             self._generator.set_state(torch.from_numpy(tensors["generator"]))
-            arrays = (torch.from_numpy(tensors[f"state.{name}"]).to(device) for name in "hc")
+            arrays = (torch.from_numpy(tensors[f"state.{name}"][:, self._rows].copy()).to(device) for name in "hc")
             self._state = State(*arrays)
             self.reader.load_state_dict(values["reader"])
             self.step, self.best, self._stale = checkpoint.step, values["best"], values["stale"]

@@ -1,0 +1,258 @@
+"""Several processes train what one process does, stop together, and go on after one of them has died."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import textlstm
+from textlstm.model_file import read_model
+from textlstm.trainer.checkpoint import load_newest
+from textlstm.trainer.distributed import Group
+
+SRC = Path(textlstm.__file__).parent.parent
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="gloo and signals of POSIX")
+
+
+def environment(base: Path, **more: str) -> dict[str, str]:
+    return {
+        **os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "TEXTLSTM_CACHE": str(base / "cache"),
+        "TORCH_CPP_LOG_LEVEL": "ERROR", **more,
+    }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.mark.parametrize("total", [1, 2, 5, 16])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_the_ranks_share_the_lanes(total, size):
+    lanes = [lane for rank in range(size) for lane in range(total)[Group(rank, size).rows(total)]]
+    assert lanes == list(range(total))
+
+
+# --- the same numbers ------------------------------------------------------------------------------------------------
+
+# Trains under several configurations; then stops at step 7, takes up the checkpoint and ends in the same bits.
+RANK = """
+import hashlib, json
+import numpy as np
+from textlstm.config import ModelConfig, TrainConfig
+from textlstm.corpus import LaneReader
+from textlstm.trainer import Callbacks, Development, Trainer, weights_of
+from textlstm.trainer.distributed import joined
+
+V = 20
+rng = np.random.default_rng(3)
+ids = np.zeros(3000, dtype=np.int32)
+for i in range(1, len(ids)):
+    ids[i] = (3 * ids[i - 1] + rng.choice([1, 2, 7], p=[0.7, 0.2, 0.1])) % V
+ids[100::97] = V  # document boundaries
+model = ModelConfig(V + 1, 8, 12, 2, embed_dropout=0.05, input_dropout=0.1, layer_dropout=0.1, output_dropout=0.2,
+                    weight_dropout=0.1)
+base = TrainConfig(steps=50, batch_size=5, seq_len=24, jitter=0.4, lr=1e-2, patience=0, eval_every=10,
+                   label_smoothing=0.05, activation_penalty=0.5, temporal_penalty=0.5)
+def trainer(group, config, dev_size):
+    reader = LaneReader(ids[:1800], config.batch_size, config.seq_len, config.jitter, 0, V, np.arange(V + 1) == 0)
+    dev = Development(ids[1800:][:dev_size], ids[1500:1800], 400, 400)
+    return Trainer(model, config, reader, dev, group=group)
+def run(t):
+    nats = []
+    t.run(Callbacks(on_step=lambda report: nats.append(report.nats)))
+    digest = hashlib.sha256(b"".join(a.tobytes() for a in weights_of(t.averaged).values())).hexdigest()
+    return {"nats": nats, "best": t.best, "bits": digest}
+with joined() as group:
+    found = []
+    for accumulate, dev_size in ((1, 1153), (2, 1200), (1, 100)):
+        found.append(run(trainer(group, base.replace(accumulate=accumulate), dev_size)))
+    first = trainer(group, base, 1153)
+    kept = []
+    first.run(Callbacks(stop=lambda: "x" if first.step == 7 else None, save=kept.append))
+    second = trainer(group, base, 1153)
+    second.restore(group.share_checkpoint(kept[0]))
+    resumed = run(second)
+    if group.rank == 0:
+        print(json.dumps({"runs": found, "resumed": resumed}))
+"""
+
+
+def ranks(base: Path, number: int) -> dict:
+    port = str(free_port())
+    processes = []
+    for rank in range(number):
+        place = {"RANK": str(rank), "WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-c", RANK]
+        processes.append(subprocess.Popen(command, env=environment(base, **place), text=True, stdout=subprocess.PIPE))
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * number
+    return json.loads(outputs[0])
+
+
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_are_one(tmp_path, number):
+    one, several = ranks(tmp_path, 1), ranks(tmp_path, number)
+    for ours, theirs in zip(several["runs"], one["runs"], strict=True):
+        assert len(ours["nats"]) == 50
+        np.testing.assert_allclose(ours["nats"], theirs["nats"], rtol=0, atol=1e-5)
+        assert ours["best"] == pytest.approx(theirs["best"], abs=1e-3)  # nats of some hundred tokens
+    for result in (one, several):
+        assert result["resumed"]["nats"] == result["runs"][0]["nats"][7:]
+        assert (
+            result["resumed"]["bits"] == result["runs"][0]["bits"]
+            and result["resumed"]["best"] == result["runs"][0]["best"]
+        )
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+STEPS = 400
+LINE = "a small boat lay upside down on the sand where the tide had left it"
+OPTIONS = [
+    "--steps", str(STEPS), "--tokenizer", "byte", "--embed-size", "12", "--hidden-size", "16", "--batch-size", "4",
+    "--seq-len", "24", "--checkpoint-every", "20", "--eval-every", "100", "--json",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    rng = random.Random(2)
+    words = LINE.split()
+    text = "".join(" ".join(rng.choices(words, k=rng.randint(3, 12))) + ".\n" for _ in range(500))
+    (folder / "book.txt").write_text(text)
+    return folder
+
+
+def start(base: Path, name: str, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "textlstm", "train", "book.txt", "--out", name, *OPTIONS, *more]
+    return subprocess.Popen(
+        command, cwd=base, env=environment(base), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def last_step(folder: Path) -> int:
+    try:
+        lines = (folder / "log.jsonl").read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return 0
+    return max((json.loads(line).get("step", 0) for line in lines[-3:]), default=0)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0 and "Traceback" not in err, err
+    return out, err
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 90
+    while last_step(folder) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.005)
+
+
+def rank_process(base: Path, name: str, rank: int) -> int:
+    """The process id of a rank, found by its environment and arguments."""
+    for entry in Path("/proc").iterdir():
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            continue
+        if (
+            f"RANK={rank}".encode() in variables
+            and name.encode() in arguments
+            and os.readlink(entry / "cwd") == str(base)
+        ):
+            return int(entry.name)
+    raise AssertionError("no such rank")
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return read_model(folder / "model.safetensors").weights
+
+
+@pytest.fixture(scope="module")
+def whole(base) -> dict[str, np.ndarray]:
+    """Two processes that nothing happened to."""
+    out, _ = finish(start(base, "whole", "--processes", "2"))
+    assert len(out.splitlines()) == 1 and json.loads(out)["steps"] == STEPS  # one rank prints
+    return weights(base / "whole")
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def test_two_processes_learn_what_one_does(base, whole):
+    finish(start(base, "one"))
+    for name, array in weights(base / "one").items():
+        np.testing.assert_allclose(array, whole[name], atol=2e-3)  # 400 steps of rounding
+
+
+@linux
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_rank_that_dies_is_started_again(base, whole, rank):
+    name = f"restarted-{rank}"
+    process = start(base, name, "--processes", "2")
+    wait_for(process, base / name, 130)
+    os.kill(rank_process(base, name, rank), signal.SIGKILL)
+    out, err = finish(process)
+    assert json.loads(out.splitlines()[-1])["steps"] == STEPS and "going on from step" in err
+    for tensor, array in weights(base / name).items():
+        assert array.tobytes() == whole[tensor].tobytes()
+
+
+@linux
+def test_a_rank_that_dies_ends_the_job_soon(base):
+    process = start(base, "dead", "--processes", "2", "--restarts", "0")
+    wait_for(process, base / "dead", 30)
+    began = time.monotonic()
+    os.kill(rank_process(base, "dead", 1), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30 and process.returncode == 1
+    assert "rank 1 was killed by signal 9; all 2 processes were stopped" in err
+    assert load_newest(base / "dead" / "checkpoints") is not None
+
+
+@linux
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_a_signal_stops_all_and_saves(base, whole, number, code):
+    name = f"stopped-{code}"
+    process = start(base, name, "--processes", "2")
+    wait_for(process, base / name, 50)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "everything is saved" in err
+    found = load_newest(base / name / "checkpoints")
+    assert found is not None and found.step >= 50 and found.step == last_step(base / name)
+    finish(start(base, name, "--resume", "--processes", "2"))
+    for tensor, array in weights(base / name).items():
+        assert array.tobytes() == whole[tensor].tobytes()
+
+
+def test_what_several_processes_cannot_do(base):
+    for more, told in (
+        (("--time-to-loss", "1"), "works with one process only"), (("--batch-size", "1"), "need as many lanes"),
+    ):  # fmt: skip
+        process = start(base, "never", "--processes", "2", "--restarts", "0", *more)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (1, 2) and told in err, err
+        shutil.rmtree(base / "never", ignore_errors=True)
