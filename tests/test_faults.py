@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 import textlstm
+import textlstm.run
 from textlstm import files, metrics
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import LaneReader
@@ -319,6 +320,27 @@ def test_best_weights_found_while_the_disk_was_full_are_not_lost(book, tmp_path,
     monkeypatch.setattr("textlstm.trainer.metrics.score", score)
     train(request(book, folder), Watch(act))
     assert read_model(folder / "model.safetensors").card["step"] == 8
+
+
+def test_no_checkpoint_promises_a_model_that_is_not_written(book, whole, tmp_path, monkeypatch):
+    # Killed after such a checkpoint, the run would go on and never write the best weights.
+    folder, kept, refusing = tmp_path / "run", [], [True]
+    real = textlstm.run.write_model
+
+    def write_model(*arguments):
+        if refusing[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    def act(step: int) -> None:
+        if step == 14:
+            kept.extend(path.name for path in (folder / "checkpoints").iterdir())
+            refusing[0] = False
+
+    monkeypatch.setattr("textlstm.run.write_model", write_model)
+    train(request(book, folder), Watch(act))
+    assert kept == ["step-4"]  # of before the first look
+    assert weights(folder) == weights(whole)
 
 
 def test_stopping_on_a_full_disk_says_what_is_lost(book, tmp_path, monkeypatch):
