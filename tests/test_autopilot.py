@@ -30,8 +30,8 @@ def test_proposals_are_legal_and_sensible(minutes, chars, peak):
     assert model.embed_size == model.hidden_size
     assert 0 <= model.input_dropout <= 0.35 and model.output_dropout <= 0.45 + 1e-9
     assert model.output_dropout >= model.layer_dropout >= model.input_dropout == model.weight_dropout
-    assert 1e-3 < train.lr < 1e-2 and 0.9 <= train.ema <= 0.999 and 0.1 <= train.weight_decay <= 0.35
-    assert train.lr == pytest.approx(5e-3 * math.sqrt(320 / model.hidden_size), abs=1e-5)
+    assert 1e-3 < train.lr <= 1e-2 and 0.9 <= train.ema <= 0.999 and 0.1 <= train.weight_decay <= 0.35
+    assert train.lr == pytest.approx(min(1e-2, 8e-3 * math.sqrt(320 / model.hidden_size)), abs=1e-5)
 
 
 @RULE
@@ -82,7 +82,9 @@ def test_fixed_settings_stand(minutes, chars, peak, hidden, vocab):
     proposal = propose(60 * minutes, chars, peak, fixed)
     model, train = configs(proposal)
     assert (model.hidden_size, model.vocab_size) == (hidden, vocab)
-    assert train.lr == pytest.approx(5e-3 * math.sqrt(320 / hidden), abs=1e-5)  # the rest follows what was fixed
+    assert train.lr == pytest.approx(
+        min(1e-2, 8e-3 * math.sqrt(320 / hidden)), abs=1e-5
+    )  # the rest follows what was fixed
     assert fixed == {"hidden_size": hidden, "vocab_size": vocab}
 
 
@@ -116,7 +118,14 @@ def test_one_step_where_none_fits():
     assert steps_within(-3, 0.1, 10) == 1
 
 
-def test_short_runs_read_12_lanes_and_long_ones_24():
+def test_short_runs_read_12_lanes_and_long_ones_16():
     lanes = [propose(60 * minutes, 1_000_000, 4e11, {}).train["batch_size"] for minutes in (1, 3, 10, 30, 300)]
-    assert lanes == [12, 12, 12, 24, 24]
+    assert lanes == [12, 12, 12, 16, 16]
     assert propose(60 * 300, 9_000, 4e11, {}).train["batch_size"] == 4  # a short text has no room for more
+
+
+def test_development_part_only_where_a_text_is_read_often():
+    """A million characters in half an hour are read a few dozen times; ten thousand are read hundreds of times."""
+    assert not propose(60 * 3, 1_000_000, 4e11, {}).development
+    assert not propose(60 * 30, 1_000_000, 4e11, {}).development
+    assert propose(60 * 3, 10_000, 4e11, {}).development

@@ -456,3 +456,15 @@ def test_a_codec_that_takes_every_name_is_not_asked(tmp_path):
             read_corpus([str(tmp_path / "a.txt")], CorpusConfig(encoding="klingon"))
     finally:
         codecs.unregister(any_name)
+
+
+@pytest.mark.parametrize("sizes", [[3000], [1000, 1000, 1000], [900, 1500, 40, 700]])
+def test_without_dev_is_dev_fraction_zero(tmp_path, sizes):
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.txt").write_text("".join(chr(97 + (number + i * i) % 26) for i in range(size)))
+    corpus = read_corpus([str(tmp_path)], CorpusConfig(dev_fraction=0.3))
+    whole = read_corpus([str(tmp_path)], CorpusConfig(dev_fraction=0.0))
+    assert corpus.dev.num_chars and not corpus.without_dev().dev.num_chars
+    assert corpus.without_dev().fingerprint == whole.fingerprint
+    assert corpus.without_dev().train.documents == whole.train.documents
+    assert whole.without_dev() is whole

@@ -147,7 +147,7 @@ def test_result_and_config(finished):
     assert result.config == stored and result.model == folder / "model.safetensors"
     assert result.steps == STEPS and result.seconds > 0 and result.seconds_to_loss is None
     assert stored["sources"] == [str(book)] and stored["version"] == 1 and stored["init_from"] is None
-    assert stored["train"]["steps"] == STEPS and stored["train"]["lr"] == 1e-2 and stored["train"]["beta2"] == 0.99
+    assert stored["train"]["steps"] == STEPS and stored["train"]["lr"] == 1e-2 and stored["train"]["beta2"] == 0.999
     assert stored["model"]["vocab_size"] == 257 and stored["model"]["hidden_size"] == 16
     assert result.train_chars == int(18_000 * 0.95)
     counts = np.bincount(np.frombuffer(TEXT[: result.train_chars].encode(), np.uint8))
@@ -671,5 +671,19 @@ def test_minutes_plan_a_run(book, tmp_path):
         and config["train"]["seq_len"] == 16
     )
     assert len(config["reasons"]) == 4 and "2 x 16 LSTM" in config["reasons"][1]
-    assert config["train"]["lr"] == pytest.approx(5e-3 * math.sqrt(320 / 16), abs=1e-5)
-    assert result.seconds < 3 * 4
+    assert config["train"]["lr"] == 1e-2
+
+
+def test_short_plan_learns_from_all_text_and_shows_the_held_out(tmp_path):
+    """Without a development part the beginning of the held-out text is shown, and chooses nothing."""
+    text = tmp_path / "long.txt"
+    text.write_text(make_text(300_000, seed=3), encoding="utf-8")
+    settings = {"hidden_size": 32, "vocab_size": 300, "batch_size": 8, "seq_len": 16, "eval_every": 5}
+    result = train(Request([str(text)], tmp_path / "run", minutes=0.1, settings=settings))
+    assert result.config["corpus"]["dev_fraction"] == 0.0 and result.train_chars == 270_000
+    looks = [record for record in log_of(tmp_path / "run") if record["event"] == "look"]
+    assert [look["best"] for look in looks] == [False] * (len(looks) - 1) + [True]
+    assert all("dev" not in look and 0 < look["held_out_begin"]["nats_per_char"] < 6 for look in looks)
+    card = read_model(tmp_path / "run" / "model.safetensors").card
+    assert card["chosen_by"] == "end of the run" and card["step"] == result.steps
+    assert "held-out" in (tmp_path / "run" / "loss.svg").read_text()

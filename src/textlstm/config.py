@@ -201,15 +201,15 @@ class TrainConfig(Config):
         "bpe", "bpe, char, char-plain, byte, gpt2, gpt2-pruned, another tiktoken name, or a .tiktoken file"
     )
     steps: int = option(1000, "number of optimizer steps")
-    batch_size: int = option(24, "number B of lanes read side by side")
+    batch_size: int = option(16, "number B of lanes read side by side")
     seq_len: int = option(64, "mean length T of truncated backpropagation, in tokens")
     accumulate: int = option(1, "compute each step in this many portions of its lanes: less memory, the same result")
     jitter: float = option(0.25, "lengths vary by this share around the mean, in steps of 8 tokens")
-    lr: float = option(5e-3, "peak learning rate of AdamW")
+    lr: float = option(7e-3, "peak learning rate of AdamW")
     lr_final: float = option(0.0, "learning rate at the end of the cosine, as a share of the peak")
     warmup: float = option(0.03, "share of the steps over which the learning rate rises to its peak")
     beta1: float = option(0.9, "decay of AdamW's mean of gradients")
-    beta2: float = option(0.99, "decay of AdamW's mean of squared gradients")
+    beta2: float = option(0.999, "decay of AdamW's mean of squared gradients")
     weight_decay: float = option(0.1, "decoupled weight decay on matrices; biases have none")
     clip: float | None = option(1.0, "gradients are scaled down to this norm; none in the original's preset")
     spike_sigmas: float = option(

@@ -42,7 +42,7 @@ from textlstm.model import Model
 from textlstm.model_file import ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
 from textlstm.registry import MODEL_FILE, find_model
-from textlstm.tokenizer import Tokenizer, from_json, make_tokenizer
+from textlstm.tokenizer import Tokenizer, bytes_to_text, from_json, make_tokenizer
 from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, Weights, is_out_of_memory, weights_of
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step, save_checkpoint
 from textlstm.trainer.distributed import Group, joined
@@ -53,6 +53,7 @@ DEFAULT_MINUTES = 3.0
 GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny Shakespeare
 ORIGINAL_SPLIT_CHARS = 104_217
 _SAMPLE_TOKENS = 120
+_SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
 _FEW_STEPS = 100
 _COUNTED_TOKENS = 1 << 22  # of a long text, for the cost of guessing by frequency
 
@@ -420,15 +421,15 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
     view.notice(
         f"text: {corpus.train.num_chars + corpus.dev.num_chars:,} characters, held out {corpus.val.num_chars:,}"
     )
-    minutes = request.minutes
-    if minutes is None and request.steps is None and request.epochs is None and "steps" not in preset["train"]:
-        minutes = DEFAULT_MINUTES
+    minutes = _minutes_of(request, preset)
     reasons: list[str] = []
     if minutes is not None:
         view.notice("measuring this machine ...")
         peak = sgemm_peak(best_device())
         proposal = autopilot.propose(60 * minutes * 0.85, corpus.train.num_chars, peak, for_model)
         for_model, for_train = {**proposal.model, **for_model}, {**proposal.train, **for_train}
+        if not proposal.development and not for_corpus.keys() & {"dev_fraction", "max_dev_chars"}:
+            corpus, for_corpus["dev_fraction"] = corpus.without_dev(), 0.0
     if initial is not None:
         tokenizer = initial.tokenizer
     else:
@@ -462,6 +463,13 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
         _asked(request) | ({} if minutes is None else {"minutes": minutes}),
     )
     return setup, corpus, tokenizer
+
+
+def _minutes_of(request: Request, preset: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The time that a run is planned for, if nothing else sets its length."""
+    if request.steps is not None or request.epochs is not None or "steps" in preset["train"]:
+        return request.minutes
+    return DEFAULT_MINUTES if request.minutes is None else request.minutes
 
 
 def _steps_for(
@@ -583,6 +591,8 @@ class Run:
         self.seconds_to_loss: float | None = None
         self.train_curve: list[tuple[int, float]] = []
         self.dev_curve: list[tuple[int, float]] = []
+        self.chooses = bool(len(self.tokens.dev))  # whether a development part picks the best weights
+        self.shown = "development" if self.chooses else "held-out"
         self.best_step: int | None = None
         self._signal: int | None = None
         self._began = (0, 0.0)  # step and time at which training began here
@@ -666,6 +676,11 @@ class Run:
         if len(self.tokens.dev):
             part = self.corpus.dev
             dev = Development(self.tokens.dev, self.tokens.train[-metrics.WARM_UP :], part.num_chars, part.num_bytes)
+        elif len(self.tokens.val) and self.corpus.val_follows:
+            ids = self.tokens.val[:_SHOWN_TOKENS]
+            data = self.tokenizer.decode_bytes(ids[ids < self.tokenizer.vocab_size].tolist())
+            before = self.tokens.train[-metrics.WARM_UP :]
+            dev = Development(ids, before, max(1, len(bytes_to_text(data))), max(1, len(data)), chooses=False)
         weights = None if initial is None else initial.weights
         counts_V = metrics.token_counts(self.tokens.train, model.vocab_size)
         return Trainer(model, train, reader, dev, weights, best_device(), self.group, counts_V)
@@ -681,6 +696,7 @@ class Run:
             unigram=metrics.unigram_nats(self.tokens.train[:_COUNTED_TOKENS], model.vocab_size),
             flops_per_token=3 * model.flops_per_token,
             peak=sgemm_peak(best_device()),
+            shown=self.shown,
         )
 
     @contextmanager
@@ -749,7 +765,7 @@ class Run:
         }
         if look.dev is not None:
             self.dev_curve.append((look.step, look.dev.nats_per_char))
-            record["dev"] = look.dev.to_dict()
+            record["dev" if self.chooses else "held_out_begin"] = look.dev.to_dict()
         self._log(record)
         if look.best:
             self.best_step = look.step
@@ -764,7 +780,7 @@ class Run:
             entry = f"## step {look.step}\n\n{quoted}\n"
             self._attempt("samples.md", lambda: append_whole(self.folder / "samples.md", entry))
             self.view.sample(look.step, text)
-        picture = loss_svg(self.train_curve, self.dev_curve).encode()
+        picture = loss_svg(self.train_curve, self.dev_curve, self.shown).encode()
         self._attempt("loss.svg", lambda: write_atomically(self.folder / "loss.svg", picture))
 
     def _watch_plan(self, step: int) -> None:
@@ -852,8 +868,8 @@ class Run:
                 continue
             if record["event"] == "step" and record["nats_per_char"] is not None:
                 self.train_curve.append((record["step"], record["nats_per_char"]))
-            elif record.get("dev") and record["dev"]["nats_per_char"] is not None:
-                self.dev_curve.append((record["step"], record["dev"]["nats_per_char"]))
+            elif (seen := record.get("dev") or record.get("held_out_begin")) and seen["nats_per_char"] is not None:
+                self.dev_curve.append((record["step"], seen["nats_per_char"]))
 
     def _write_model(
         self, network: RecurrentLM, step: int | None, scores: Mapping[str, Any], chosen_by: str | None = None
@@ -899,7 +915,7 @@ class Run:
         }
 
     def _interrupted(self, trainer: Trainer) -> None:
-        if trainer.dev is None or not (self.folder / MODEL_FILE).exists():
+        if not self.chooses or not (self.folder / MODEL_FILE).exists():
             self._write_model(trainer.averaged, trainer.step, {})
         if self._unsaved is not None:
             raise RunError(

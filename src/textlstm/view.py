@@ -38,6 +38,8 @@ class Facts:
         uniform, unigram: nats per token of guessing evenly, and by frequency alone.
         flops_per_token: of a training step.
         peak: the machine's rate of matrix multiplication in floating-point operations per second.
+        shown: what is scored while training: the development part, or the beginning of the held-out text, which
+            chooses nothing.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Facts:
     unigram: float
     flops_per_token: int
     peak: float
+    shown: str = "development"
 
 
 class View(AbstractContextManager["View"]):
@@ -106,8 +109,8 @@ class PlainView(View):
         rate, facts = self._rate, self._facts
         told = f"step {step}/{facts.steps}  loss {rate.nats / facts.chars_per_token:.3f} nats/char"
         if dev is not None:
-            told += f"  development {dev.nats_per_char:.3f} nats/char {dev.bits_per_byte:.3f} bits/byte"
-            told += " *" if best else ""
+            told += f"  {facts.shown} {dev.nats_per_char:.3f} nats/char {dev.bits_per_byte:.3f} bits/byte"
+            told += " *" if best and facts.shown == "development" else ""
         first, began = self._began
         passed = time.monotonic() - began
         left = passed / max(1, step - first) * (facts.steps - step)
@@ -177,9 +180,9 @@ class LiveView(View):
         self._draw(force=step == facts.steps)
 
     def look(self, step: int, dev: Score | None, best: bool) -> None:
-        if dev is not None:
-            mark = "  (best so far)" if best else ""
-            self._figures["development"] = (
+        if dev is not None and self._facts is not None:
+            mark = "  (best so far)" if best and self._facts.shown == "development" else ""
+            self._figures[self._facts.shown] = (
                 f"{dev.nats_per_char:.3f} nats/char, {dev.bits_per_byte:.3f} bits/byte{mark}"
             )
         self._draw(force=True)
@@ -204,7 +207,7 @@ class LiveView(View):
         table = Table.grid(padding=(0, 2))
         table.add_column(style="cyan", justify="right", no_wrap=True)
         table.add_column()
-        for name in ("loss", "development", "orientation", "step", "speed", "learning rate"):
+        for name in ("loss", "development", "held-out", "orientation", "step", "speed", "learning rate"):
             if name in self._figures:
                 table.add_row(name, Text(self._figures[name]))
         parts: list[RenderableType] = [self._bar, Text(), table]
@@ -276,11 +279,12 @@ def _held_out(score: Score) -> str:
     )
 
 
-def loss_svg(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]]) -> str:
+def loss_svg(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]], shown: str = "development") -> str:
     """The loss of a run as a picture.
 
     Args:
-        train, dev: pairs of a step and nats per character; training and development part.
+        train, dev: pairs of a step and nats per character; training part, and what is scored while training.
+        shown: what that is.
 
     Returns:
         An SVG document of its own.
@@ -310,7 +314,7 @@ def loss_svg(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]
         x = place(step, low).split(",")[0]
         marks.append(f'<text x="{x}" y="{height - bottom + 16}" text-anchor="middle">{step:,}</text>')
     curves = []
-    for name, curve, colour, row in (("training", train, "#4c78a8", 0), ("development", dev, "#e45756", 1)):
+    for name, curve, colour, row in (("training", train, "#4c78a8", 0), (shown, dev, "#e45756", 1)):
         path = " ".join(place(step, value) for step, value in curve if math.isfinite(value))
         curves.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         curves.append(

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -137,6 +137,19 @@ class Corpus:
                     digest.update(piece)
             digest.update(b"\xff" * 8)
         return digest.hexdigest()
+
+    def without_dev(self) -> Corpus:
+        """The same text with the development part given to the training part, unless the text is a long one.
+
+        What `read_corpus` gives with a `dev_fraction` of 0.
+        """
+        if not isinstance(self.train, Part) or not self.dev.documents:
+            return self
+        documents, more = list(self.train.documents), list(self.dev.documents)
+        if self.dev.continues:
+            documents[-1] = replace(documents[-1], text=documents[-1].text + more.pop(0).text)
+        train = Part((*documents, *more), self.train.continues)
+        return replace(self, train=train, dev=Part((), self.dev.continues))
 
     def training_text(self, tokenizer: str, notice: Callable[[str], None] = lambda line: None) -> str:
         """What a tokenizer of this name is made from: the training part, or of a long one what is enough."""

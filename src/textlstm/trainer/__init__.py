@@ -40,18 +40,20 @@ _DEV_LANES = 16
 
 @dataclass(frozen=True)
 class Development:
-    """The text that picks the best weights.
+    """The text that is scored while training.
 
     Attributes:
         ids: its tokens, shape (N,).
         context: the tokens before it.
         chars, bytes: its length.
+        chooses: whether it picks the best weights; held-out text is only shown, and the last weights are kept.
     """
 
     ids: NDArray[np.int32]
     context: NDArray[Any]
     chars: int
     bytes: int
+    chooses: bool = True
 
 
 @dataclass(frozen=True)
@@ -319,9 +321,7 @@ class Trainer:
     def _look(self) -> Look:
         started = time.perf_counter()
         if self.dev is None:
-            self.best = None
-            last = self.step == self.config.steps and all(bool(p.isfinite().all()) for p in self.averaged.parameters())
-            return Look(self.step, None, last, time.perf_counter() - started)
+            return Look(self.step, None, self._last(), time.perf_counter() - started)
         lanes = min(_DEV_LANES, max(1, len(self.dev.ids) // (2 * metrics.WARM_UP)))
         protocol = "stream" if lanes == 1 else f"stream-{lanes}"
         context = self.dev.context[-metrics.WARM_UP :]
@@ -332,12 +332,18 @@ class Trainer:
             if self.group.size == 1
             else self._score_together(self.dev, context, lanes)
         )
+        if not self.dev.chooses:
+            return Look(self.step, dev, self._last(), time.perf_counter() - started)
         best = math.isfinite(dev.nats) and (self.best is None or dev.nats < self.best)
         if best:
             self.best, self._stale = dev.nats, 0
         else:
             self._stale += 1
         return Look(self.step, dev, best, time.perf_counter() - started)
+
+    def _last(self) -> bool:
+        """Whether these are the weights that are kept where nothing chooses: the last ones, if they are numbers."""
+        return self.step == self.config.steps and all(bool(p.isfinite().all()) for p in self.averaged.parameters())
 
     def _score_together(self, dev: Development, context: NDArray[Any], lanes: int) -> metrics.Score:
         """The score of the development part, each rank reading some of its lanes."""
