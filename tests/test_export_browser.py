@@ -18,9 +18,10 @@ from test_network import SHAPES, make_config, numpy_network, random_ids, random_
 from textlstm.config import ModelConfig, SamplingConfig
 from textlstm.export import export
 from textlstm.export.html import scripts
+from textlstm.kernels import exponential
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, model_bytes, read_model, write_model
-from textlstm.sampling import Row, sample
+from textlstm.sampling import Row, probabilities, reference, weights
 from textlstm.tokenizer import PATTERNS, BPETokenizer, ByteTokenizer, CharTokenizer, gpt2_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -117,33 +118,83 @@ class Constant:
         self.random = lambda: value
 
 
-LOGITS = st.lists(st.integers(-20, 20), min_size=2, max_size=30).map(lambda v: [0.37 * x for x in v])
-SHARES = st.sampled_from([k / 997 for k in (0, 1, 50, 333, 500, 800, 990, 997)])
+COARSE = st.lists(st.integers(-20, 20), min_size=2, max_size=30).map(lambda v: [0.37 * x for x in v])  # many equals
+FINE = st.lists(st.floats(-90, 90, width=32), min_size=2, max_size=30)
+SHARES = st.sampled_from([0, 1]) | st.floats(0, 1)
+DRAWS = """([logits, size, settings, seen, numbers]) => numbers.map((number) =>
+    draw(new Float32Array(logits), size, settings, new Set(seen), {next: () => number}))"""
+
+
+def test_exponential_and_weights_are_pythons_to_the_bit(lab):
+    rng = np.random.default_rng(4)
+    x_N = np.concatenate([
+        rng.uniform(-90, 0, 50_000), -rng.exponential(1e-3, 5_000), np.log(np.arange(1, 4_000) / 2**31),
+        rng.uniform(-1e30, 90, 1_000), rng.uniform(0, 90, 5_000), [0, -0.0, -87, -1e38, 88],
+    ]).astype(np.float32)  # fmt: skip
+    theirs = lab.evaluate("(x) => x.map(exponential)", x_N.tolist())
+    assert list(map(float, theirs)) == exponential(x_N).tolist()
+    x_N[x_N > 0] = 0
+    theirs = lab.evaluate("(x) => Array.from(weigh(new Float32Array(x)).weights)", [*x_N.tolist(), -1e39])
+    assert theirs == [*weights(x_N[None])[0].tolist(), 0]
 
 
 @given(
-    LOGITS, st.sets(st.integers(0, 29)), st.sampled_from([0, 0.3, 1, 1.7]), st.integers(0, 33), SHARES, SHARES,
-    st.sampled_from([1, 1.3]), st.integers(0, 1002).map(lambda k: k / 1003), st.integers(0, 1),
+    COARSE | FINE, st.sets(st.integers(0, 29)), st.sampled_from([0, 1]) | st.floats(0, 100), st.integers(0, 33),
+    SHARES, SHARES, st.sampled_from([1, 1.3]) | st.floats(0.25, 4), st.floats(0, 1, exclude_max=True),
+    st.integers(0, 1),
 )  # fmt: skip
 # Of equal tokens: the mass is reached exactly and the lowest ids stay; all that equal the k-th stay.
 @example([0, 0, 0, 0], set(), 1, 0, 0.5, 0, 1, 0.9, 0)
 @example([0, 0, 0, 0], set(), 1, 0, 0.5, 0, 1, 0.4, 0)
 @example([0, 0, 0.37], set(), 1, 2, 1, 0, 1, 0.4, 0)
 @example([0, 0.37, 0.74], set(), 1, 0, 1, 1, 1, 0.1, 0)
-def test_draws_agree(lab, logits, seen, temperature, top_k, top_p, min_p, penalty, number, reserved):
-    logits = np.array(logits, np.float32)
+@example([0, 0, 0], set(), 1, 0, 1 - 2**-53, 0, 1, 1 - 2**-53, 0)
+@example([1, 0.37], set(), 1e-320, 0, 1, 0, 1, 0.9, 0)
+def test_draws_are_pythons_to_the_bit(lab, logits, seen, temperature, top_k, top_p, min_p, penalty, number, reserved):
+    logits_V = np.array(logits, np.float32)
     size = len(logits) - reserved
     seen = [id for id in seen if id < size]
     settings = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
-    row = Row(SamplingConfig.from_dict(settings), Constant(number), len(logits), np.arange(len(logits)) >= size)
+    banned_V = np.arange(len(logits)) >= size
+
+    def ours(number: float) -> int:
+        row = Row(SamplingConfig.from_dict(settings), Constant(number), len(logits), banned_V)
+        row.read(seen)
+        [id] = reference(logits_V[None], [row])
+        return id
+
+    # Also where one token gives way to the next: there a single weight that is off by one shows.
+    row = Row(SamplingConfig.from_dict(settings), Constant(0), len(logits), banned_V)
     row.read(seen)
-    [ours] = sample(logits[None], [row])
-    theirs = lab.evaluate(
-        "([logits, size, settings, seen, number]) =>"
-        " draw(new Float32Array(logits), size, settings, new Set(seen), {next: () => number})",
-        [logits.tolist(), size, settings, seen, number],
-    )
-    assert theirs == ours
+    borders = probabilities(logits_V[None], [row])[0].cumsum()[:-1]
+    near = [np.nextafter(border, side) for border in borders for side in (0, border, 1)]
+    numbers = [number, *(float(one) for one in near if 0 <= one < 1)]
+    theirs = lab.evaluate(DRAWS, [logits_V.tolist(), size, settings, seen, numbers])
+    assert theirs == [ours(number) for number in numbers]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 400, "min_p": 1e-4}, {"repetition_penalty": 1.3}])
+def test_draws_of_a_large_vocabulary_are_pythons_to_the_bit(lab, options):
+    """At borders far down the running sum, which a weight that is off by one anywhere before would move."""
+    rng = np.random.default_rng(5)
+    logits_V = rng.normal(0, 4, 50_257).astype(np.float32)
+    seen = rng.integers(0, 50_256, 300).tolist()
+    config = SamplingConfig.from_dict({"temperature": 1.1, **options})
+
+    def row(number: float = 0) -> Row:
+        made = Row(config, Constant(number), 50_257, np.arange(50_257) == 50_256)
+        made.read(seen)
+        return made
+
+    chances_V = probabilities(logits_V[None], [row()])[0]
+    likely = np.flatnonzero(chances_V > 1e-4)[-100:]
+    borders = chances_V.cumsum()[likely]
+    numbers = [
+        float(near) for border in borders for near in (np.nextafter(border, 0), np.nextafter(border, 1)) if near < 1
+    ]
+    expected = [reference(logits_V[None], [row(number)])[0] for number in numbers]
+    assert lab.evaluate(DRAWS, [logits_V.tolist(), 50_256, config.to_dict(), seen, numbers]) == expected
+    assert len(set(expected)) > 90
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["WebAssembly", "JavaScript"])
