@@ -1,4 +1,4 @@
-"""Speed of compress and decompress by number of lanes, one thread, and their size against the bits of `score`.
+"""Speed of compress and decompress by number of lanes, on one core, and their size against the bits of `score`.
 
     python benchmarks/compress.py [FILE]
 
@@ -31,7 +31,7 @@ def main() -> None:
         data = read_sources(["tiny-shakespeare"], CorpusConfig(), print).documents[0].text[-104_217:].encode()
     results: dict[str, object] = {"bytes": len(data)}
     for lanes in LANES:
-        model = Model.load("shakespeare", threads=1)  # a second thread spins, and loses where the machine is shared
+        model = Model.load("shakespeare")
         model.compress(data[:2000], lanes)
         writing, reading = [], []
         for _ in range(RUNS):

@@ -217,11 +217,6 @@ def sonnet() -> bytes:
     return SONNET.encode()
 
 
-def test_threads_do_not_change_a_bit(sonnet):
-    files = {Model.load("shakespeare", threads=threads).compress(sonnet, 16).data for threads in (1, 2)}
-    assert len(files) == 1
-
-
 @pytest.mark.parametrize("vocab_size", [2, 257, 50_258])
 def test_weights_are_the_softmax(vocab_size):
     logits = np.random.default_rng(1).normal(0, 4, (3, vocab_size)).astype(np.float32)

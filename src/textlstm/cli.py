@@ -567,14 +567,13 @@ _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 @click.argument("source", metavar="IN", type=_SOURCE)
 @click.argument("out")
 @click.option("--lanes", type=click.IntRange(1, 4096), default=1, help="Parts side by side: faster.  [default: 1]")
-@click.option("--threads", type=click.IntRange(min=1), help="Cores that one step may use.  [default: 1]")
 @_common
-def compress_(model: str, source: str, out: str, lanes: int, threads: int | None, as_json: bool, quiet: bool) -> None:
+def compress_(model: str, source: str, out: str, lanes: int, as_json: bool, quiet: bool) -> None:
     """Compress the file IN with MODEL into OUT; '-' is standard input or output.
 
     The size of the file is the score: times eight, it is the bits of `score` (with --lanes N, of `score --lanes N`).
     What the model does not help with, such as pictures, is stored as it is or by LZMA. Who decompresses needs the
-    same model, and a machine that computes alike: the same processor family and version of onnxruntime.
+    same model; the machine may be another, since int8 gives the same numbers on each.
 
     \b
     textlstm compress shakespeare sonnets.txt sonnets.tlz
@@ -585,7 +584,7 @@ def compress_(model: str, source: str, out: str, lanes: int, threads: int | None
     from textlstm.report import ScoreView
 
     _check_out(source, out, as_json)
-    loaded = Model.load(model, threads=threads)
+    loaded = Model.load(model)
     data = _read_bytes(source)
     started = time.perf_counter()
     with ScoreView(quiet) as view:
@@ -608,9 +607,8 @@ def compress_(model: str, source: str, out: str, lanes: int, threads: int | None
 @click.argument("source", metavar="IN", type=_SOURCE)
 @click.argument("out")
 @click.option("--model", help="The model it was written with.  [default: found among those that ship and the cache]")
-@click.option("--threads", type=click.IntRange(min=1), help="Cores that one step may use.  [default: 1]")
 @_common
-def decompress_(source: str, out: str, model: str | None, threads: int | None, as_json: bool, quiet: bool) -> None:
+def decompress_(source: str, out: str, model: str | None, as_json: bool, quiet: bool) -> None:
     """Give back in OUT the file that was compressed into IN; '-' is standard input or output.
 
     A damaged file, another model, or a machine that computes differently is an error, and nothing is written.
@@ -626,7 +624,7 @@ def decompress_(source: str, out: str, model: str | None, threads: int | None, a
 
     def find(identity: str) -> Coder:
         file = find_model_by_identity(identity) if model is None else None
-        return (Model.load(str(model), threads=threads) if file is None else Model(file, threads=threads)).coder
+        return (Model.load(str(model)) if file is None else Model(file)).coder
 
     _check_out(source, out, as_json)
     data = _read_bytes(source)
