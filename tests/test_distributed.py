@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -256,3 +257,78 @@ def test_what_several_processes_cannot_do(base):
         _, err = process.communicate(timeout=60)
         assert process.returncode in (1, 2) and told in err, err
         shutil.rmtree(base / "never", ignore_errors=True)
+
+
+# --- two hosts -------------------------------------------------------------------------------------------------------
+
+# Two network namespaces joined by a pair of virtual Ethernet devices, in a user namespace of their own.
+HOSTS = """
+set -e
+ip link set lo up
+unshare -n sleep 900 & other=$!
+trap 'kill $other' EXIT
+sleep 0.5
+ip link add v0 type veth peer name v1
+ip link set v1 netns $other
+ip addr add 10.77.0.1/24 dev v0; ip link set v0 up
+there="nsenter -t $other -n"
+$there ip link set lo up; $there ip addr add 10.77.0.2/24 dev v1; $there ip link set v1 up
+job="$PYTHON -m torch.distributed.run --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id job \\
+    --rdzv-endpoint 10.77.0.1:29501"
+begin() {
+    GLOO_SOCKET_IFNAME=v0 $job --rdzv-conf is_host=1 --local-addr 10.77.0.1 -m textlstm train "$@" & here=$!
+    GLOO_SOCKET_IFNAME=v1 $there $job --rdzv-conf is_host=0 --local-addr 10.77.0.2 -m textlstm train "$@" & far=$!
+}
+begin "$@"
+if [ -n "$CUT_AT" ]; then
+    until [ -e "$CUT_AT" ]; do sleep 0.1; done
+    ip link set v0 down; echo cut >&2; SECONDS=0
+    if wait $here; then exit 9; fi
+    echo "ended after $SECONDS seconds" >&2
+    kill -9 $far; wait $far || true  # its rank has ended too; torchrun itself waits for a host that is not there
+    ip link set v0 up
+    begin "$@" --resume
+fi
+wait $here
+wait $far
+"""
+
+
+def namespaces() -> bool:
+    probe = "ip link add v0 type veth peer name v1 && unshare -n true"
+    try:
+        return subprocess.run(["unshare", "-rn", "bash", "-c", probe], capture_output=True, timeout=20).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [False, True], ids=["joined", "cut apart and joined again"])
+def test_two_hosts(base, cut):
+    if not namespaces():
+        assert os.environ.get("TEXTLSTM_REQUIRE_NETNS") != "1", "this system allows no network namespaces"
+        pytest.skip("this system allows no network namespaces")
+    name = f"hosts-{int(cut)}"
+    marker = base / name / "checkpoints" / "step-100"
+    place = environment(base, PYTHON=sys.executable, CUT_AT=str(marker) if cut else "", OMP_NUM_THREADS="1")
+    command = ["unshare", "-rn", "bash", "-c", HOSTS, "hosts", "book.txt", "--out", name, *OPTIONS]
+    with subprocess.Popen(
+        command, cwd=base, env=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=280)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["steps"] == STEPS
+    if cut:
+        assert "lost another rank" in err and "going on from step" in err
+        assert int(re.search(r"ended after (\d+) seconds", err)[1]) <= 40  # 25 of silence, and leaving
+    finish(start(base, f"alone-{int(cut)}"))
+    steps = []
+    for folder in (name, f"alone-{int(cut)}"):
+        log = map(json.loads, (base / folder / "log.jsonl").read_text().splitlines())
+        steps.append([line["nats_per_token"] for line in log if line["event"] == "step"])
+    assert len(steps[0]) == len(steps[1]) == STEPS
+    np.testing.assert_allclose(steps[0][:50], steps[1][:50], atol=1e-5)
