@@ -224,7 +224,7 @@ def test_a_rank_that_dies_ends_the_job_soon(base):
     wait_for(process, base / "dead", 30)
     began = time.monotonic()
     os.kill(rank_process(base, "dead", 1), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert time.monotonic() - began < 30 and process.returncode == 1
     assert "rank 1 was killed by signal 9; all 2 processes were stopped" in err
     assert load_newest(base / "dead" / "checkpoints") is not None
@@ -239,7 +239,7 @@ def test_a_signal_stops_all_and_saves(base, whole, number, code):
     process = start(base, name, "--processes", "2")
     wait_for(process, base / name, 50)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     assert "everything is saved" in err
     found = load_newest(base / name / "checkpoints")
@@ -254,7 +254,7 @@ def test_what_several_processes_cannot_do(base):
         (("--time-to-loss", "1"), "works with one process only"), (("--batch-size", "1"), "need as many lanes"),
     ):  # fmt: skip
         process = start(base, "never", "--processes", "2", "--restarts", "0", *more)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
         assert process.returncode in (1, 2) and told in err, err
         shutil.rmtree(base / "never", ignore_errors=True)
 
