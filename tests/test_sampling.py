@@ -532,6 +532,18 @@ def test_nothing_left_to_draw_is_an_error(settings):
         sample(np.zeros((2, 3), np.float32), [make_row(3), make_row(3, **settings)])
 
 
+@pytest.mark.parametrize("settings", [[dict()] * 3, [dict(typical_p=0.5)] * 3, [dict(), dict(typical_p=0.5), dict()]])
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_leaves_the_streams_as_they_were(settings, bad):
+    rows = [make_row(3, **one) for one in [*settings, dict(temperature=0.0)]]
+    before = [row.rng.bit_generator.state for row in rows]
+    logits = np.zeros((4, 3), np.float32)
+    logits[bad, 1] = math.nan
+    with pytest.raises(DivergedError):
+        sample(logits, rows)
+    assert [row.rng.bit_generator.state for row in rows] == before
+
+
 def test_the_callers_logits_stay_as_they_are():
     for dtype in (np.float32, np.float64):
         logits = np.array([LOGITS, LOGITS], dtype)

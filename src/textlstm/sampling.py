@@ -236,7 +236,7 @@ def sample(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
         Ids (B,), each of a token whose probability is above 0.
 
     Raises:
-        DivergedError, UsageError: as `probabilities`.
+        DivergedError, UsageError: as `probabilities`; then the streams stand where they stood.
     """
     if len(rows) != len(logits_BV):
         raise ValueError(f"{len(rows)} rows for {len(logits_BV)} rows of logits")
@@ -249,7 +249,11 @@ def sample(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
     ids_B = np.empty(len(rows), np.int64)
     slow = [i for i, row in enumerate(rows) if not row.quick]
     ids_B[quick] = _draw(kernel, logits_BV[quick], [rows[i] for i in quick], quick)
-    ids_B[slow] = reference(logits_BV[slow], [rows[i] for i in slow], slow)
+    try:
+        ids_B[slow] = reference(logits_BV[slow], [rows[i] for i in slow], slow)
+    except TextLSTMError:
+        _put_back([rows[i] for i in quick])
+        raise
     return ids_B
 
 
@@ -274,8 +278,16 @@ def _draw(
     ids_B, scratch = np.empty(B, np.int64), np.empty(3 * V, np.int32)
     kernel.draw(B, V, *map(kernels.address, (logits_BV, settings_B, scratch, ids_B)))
     if ids_B.min() < 0:
+        _put_back(rows)
         _distributions(logits_BV, rows, numbers)  # which says what is wrong
     return ids_B
+
+
+def _put_back(rows: Sequence[Row]) -> None:
+    """Gives the streams of some rows the last number back."""
+    for row in rows:
+        if row.config.temperature > 0:
+            row.rng.bit_generator.advance(-1)  # type: ignore[attr-defined]
 
 
 def _distributions(
