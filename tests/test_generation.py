@@ -344,3 +344,19 @@ def test_saved_model_writes_the_same(tmp_path):
         again = Model.load(tmp_path / "m.safetensors", engine)
         assert again.generate("ab", seed=4, max_tokens=60) == model.generate("ab", seed=4, max_tokens=60)
     assert load_engine(model._file).name == "onnx"
+
+
+def test_the_stop_string_is_named_and_shown_where_asked():
+    ids = list(b"abcdefgh")
+    pieces, writer = run(ids, Limits(stop=("de", "cde", "x")))
+    assert (writer.text, writer.stopped_by, writer.reason) == ("ab", "cde", "stop")
+    pieces, writer = run(ids, Limits(stop=("de", "cde", "x"), include_stop=True))
+    assert "".join(pieces) == writer.text == "abcde"
+    assert run(ids, Limits(max_tokens=3))[1].stopped_by is None
+
+
+def test_a_text_can_be_ended_from_outside():
+    _, writer = run(list(b"abc"), Limits(stop=("cd",)))
+    assert writer.text == "ab" and writer.reason is None
+    assert writer.end("stop") == "c"
+    assert (writer.text, writer.reason) == ("abc", "stop")

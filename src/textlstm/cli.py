@@ -302,7 +302,8 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     beams, best_of = values["beams"], values["best_of"]
     check_search(values["n"], beams, best_of, sampling)
     stops = tuple(stop.replace("\\n", "\n") for stop in values["stop"])
-    limits = Limits(values["max_tokens"], values["max_chars"], stops, values["stop_at_end"])
+    ends = {"stop": stops, **{name: values[name] for name in ("max_tokens", "max_chars", "stop_at_end")}}
+    limits = Limits(**ends)
     if prompt == "-":
         prompt = bytes_to_text(sys.stdin.buffer.read())
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
@@ -314,7 +315,7 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
                 "--interactive writes one text at a time, and looks for no copies: leave out --json, --n, --beams, "
                 "--best-of, --max-copy, --copy-source"
             )
-        _converse(loaded, prompt, sampling, {**dataclasses.asdict(limits), **pattern.to_dict()}, seed, quiet)
+        _converse(loaded, prompt, sampling, {**ends, **pattern.to_dict()}, seed, quiet)
         return
     engine = loaded.engine
     index = None if values["copy_source"] is None else _suffix_index(values["copy_source"], quiet)

@@ -17,7 +17,7 @@ from textlstm.config import SamplingConfig
 from textlstm.engine import Engine
 from textlstm.errors import UsageError
 from textlstm.generation.pattern import Guide, Pattern
-from textlstm.sampling import Bools, Row, log_softmax, sample
+from textlstm.sampling import Bools, Ints, Row, log_softmax, sample
 from textlstm.state import State
 from textlstm.tokenizer import TextStream, Tokenizer
 
@@ -33,12 +33,14 @@ class Limits:
         max_chars: after this many characters.
         stop: before the first of these strings that appears.
         stop_at_end: where the model ends the document; otherwise the boundary is never drawn.
+        include_stop: the stop string that ends the text is still shown.
     """
 
     max_tokens: int | None = None
     max_chars: int | None = None
     stop: tuple[str, ...] = ()
     stop_at_end: bool = False
+    include_stop: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("max-tokens", self.max_tokens), ("max-chars", self.max_chars)):
@@ -68,6 +70,7 @@ class Writer:
         tokens: how many tokens it took.
         reason: why it ended: `length`, `stop`, `pattern` (complete, nothing can follow) or `end` (the model drew the
             document's boundary, or a token that left a complete pattern); None while it goes on.
+        stopped_by: the stop string that ended it, if one did.
         log_prob: natural logarithm of the probability of what was pushed, as far as `weigh` was asked.
     """
 
@@ -83,7 +86,8 @@ class Writer:
         held: tuple[str, TextStream] | None = None,
         forbidden: Callable[[bytearray], NDArray[np.int64]] | None = None,
     ) -> None:
-        self._tokenizer, self._boundary_id, self._limits = tokenizer, boundary_id, limits
+        self._tokenizer, self.boundary_id, self._limits = tokenizer, boundary_id, limits
+        self.vocab_size = vocab_size
         self._forbidden, self._written = forbidden, bytearray()  # kept only where something is forbidden by it
         self._writes_V = np.arange(vocab_size) < tokenizer.vocab_size
         self._at_end_V = np.zeros(vocab_size, np.bool_)  # the boundary, if it may be drawn anywhere
@@ -104,12 +108,13 @@ class Writer:
         self._held, self._stream = ("", TextStream(tokenizer)) if held is None else held
         self.text, self.tokens, self.log_prob = "", 0, 0.0
         self.reason: str | None = None
+        self.stopped_by: str | None = None
         if 0 in (self._max_tokens, limits.max_chars):
             self.reason = "length"
         else:
             self._aim()
 
-    def read(self, ids: NDArray[np.int32]) -> None:
+    def read(self, ids: Ints) -> None:
         """Takes the ids of the prompt."""
         self.row.read(ids)
         if self._forbidden is not None and self.reason is None:
@@ -119,9 +124,8 @@ class Writer:
     def push(self, id: int) -> str:
         """Takes a drawn token; returns the text that is now certain."""
         self.tokens += 1
-        if id == self._boundary_id or not (self._guide is None or self._guide.push(id)):
-            held, self._held = self._held, ""
-            return self._finish("end", held if self._lasting else held + self._stream.flush())
+        if id == self.boundary_id or not (self._guide is None or self._guide.push(id)):
+            return self.end("end")
         self.row.wrote(id)
         text = self.take(self._stream.push(id))
         if self.reason is None and self.tokens == self._max_tokens:
@@ -135,9 +139,10 @@ class Writer:
     def take(self, text: str) -> str:
         """Takes a piece of text; returns what is now certain."""
         pending = self._held + text
-        found = [place for stop in self._limits.stop if (place := pending.find(stop)) >= 0]
+        found = [(place, stop) for stop in self._limits.stop if (place := pending.find(stop)) >= 0]
         if found:
-            return self._finish("stop", pending[: min(found)])
+            place, self.stopped_by = min(found)
+            return self._finish("stop", pending[: place + self._limits.include_stop * len(self.stopped_by)])
         most = self._limits.max_chars
         if most is not None and len(self.text) + len(pending) >= most:
             self._held = pending[most - len(self.text) :]
@@ -145,6 +150,11 @@ class Writer:
         held = max((_overlap(pending, stop) for stop in self._limits.stop), default=0)
         self._held = pending[len(pending) - held :]
         return self._show(pending[: len(pending) - held])
+
+    def end(self, reason: str) -> str:
+        """Ends the text here; returns what was held back."""
+        held, self._held = self._held, ""
+        return self._finish(reason, held if self._lasting else held + self._stream.flush())
 
     @property
     def held(self) -> tuple[str, TextStream]:
@@ -194,8 +204,8 @@ class Writer:
     def _anything_V(self) -> Bools:
         """All tokens that write something, and the boundary."""
         anything_V = self._writes_V.copy()
-        if self._boundary_id is not None:
-            anything_V[self._boundary_id] = True
+        if self.boundary_id is not None:
+            anything_V[self.boundary_id] = True
         return anything_V
 
     def _finish(self, reason: str, last: str) -> str:
