@@ -29,7 +29,7 @@ LAYERS = (
     {"generation", "view", "report", "export"},
     {"coding", "novelty", "inspection", "scoring"},
     {"model"},
-    {"run", "interactive"},
+    {"run", "interactive", "server"},
     {"api"},
     {"cli"},
     {"__main__"},

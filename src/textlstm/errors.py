@@ -9,6 +9,7 @@
     ├── RunError                  exit 1   a run folder that cannot be used or resumed
     ├── MissingExtraError         exit 1   an optional part of textlstm is not installed
     ├── DivergedError             exit 3   training produced numbers that are not finite
+    ├── BusyError                 exit 1   a server that has no room or no time for a request
     └── Interrupted               exit 130 (Ctrl-C) or 143 (SIGTERM), after everything was saved
 
 Each message says what was wrong, where, and what to do about it.
@@ -67,6 +68,10 @@ class DivergedError(TextLSTMError):
     """Training produced numbers that are not finite."""
 
     exit_code = 3
+
+
+class BusyError(TextLSTMError):
+    """A server has no room or no time for a request; trying again later may help."""
 
 
 class Interrupted(TextLSTMError):

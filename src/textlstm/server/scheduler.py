@@ -1,0 +1,488 @@
+"""Continuous batching: many texts are written at once by one model, and join and leave the batch at every step.
+
+One thread owns the batch. In each round it lets waiting requests in, reads a bounded piece of their prompts, draws one
+token for every text that is being written, tells what is new, and steps the engine. Reading is cut into pieces so that
+a long prompt does not hold up the texts of others; requests that wait take turns, one prompt of each at a time.
+
+What a text says depends on its prompt, options and seed alone: rows of a batch do not know each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textlstm.engine import Engine
+from textlstm.errors import BusyError, TextLSTMError, UsageError
+from textlstm.generation import Writer
+from textlstm.sampling import log_softmax, sample
+from textlstm.state import State
+
+LOG = logging.getLogger(__name__)
+PIECE = 64  # tokens of one prompt that are read in a round
+MEASURED_PIECE = 32  # the same where the logits of every token are wanted, which take memory
+ROUND = 1024  # tokens of all prompts that are read in a round while texts are being written
+LOOK = 0.02  # seconds between two looks at the deadlines
+QUIET_ROUND = 4096  # the same while none is
+
+Point = tuple[NDArray[np.float32], State]  # logits (1, V) for the next token, and the state of one row to go on from
+
+
+class Token(NamedTuple):
+    """A token with its log-probability under the model, before any sampling option; `top` is likeliest first."""
+
+    id: int
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
+
+
+class Text:
+    """One text to be written.
+
+    Args:
+        writer: draws, decodes, and knows when to end.
+        top: likeliest tokens to report at each place; 0 reports the drawn one only, None nothing.
+        bias: ids and what is added to their logits before anything else.
+        stop_ids: ids that end the text; the token itself is not shown.
+        allowed: the only ids that may be drawn; None allows all.
+        min_tokens: so many tokens are written before the text may end by the model's end or a stop id.
+
+    Attributes:
+        stopped_by: the stop string or stop id that ended it, if one did.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        top: int | None = None,
+        bias: dict[int, float] | None = None,
+        stop_ids: frozenset[int] = frozenset(),
+        allowed: Sequence[int] | None = None,
+        min_tokens: int = 0,
+    ) -> None:
+        self.writer, self.top, self.stop_ids, self.min_tokens = writer, top, stop_ids, min_tokens
+        self.bias = None if not bias else (np.array(list(bias)), np.array(list(bias.values()), np.float32))
+        self.stopped_by: str | int | None = None
+        self._banned = writer.row.banned
+        if allowed is not None:
+            self._banned = np.ones(writer.vocab_size, np.bool_)
+            self._banned[list(allowed)] = False
+            if writer.row.banned is not None:
+                self._banned |= writer.row.banned
+            writer.row.banned = self._banned
+        if min_tokens > 0:
+            early = np.zeros(writer.vocab_size, np.bool_) if self._banned is None else self._banned.copy()
+            early[list(stop_ids)] = True
+            if writer.boundary_id is not None:
+                early[writer.boundary_id] = True
+            writer.row.banned = early
+
+    def push(self, id: int) -> str:
+        """Takes a drawn token; returns the text that is now certain."""
+        if id in self.stop_ids:
+            self.writer.tokens, self.stopped_by = self.writer.tokens + 1, id
+            return self.writer.end("stop")
+        text = self.writer.push(id)
+        self.stopped_by = self.writer.stopped_by
+        if self.writer.tokens == self.min_tokens:
+            self.writer.row.banned = self._banned
+        return text
+
+
+@dataclass(eq=False)
+class Job:
+    """A prompt and the texts that continue it.
+
+    Attributes:
+        owner: the request it belongs to; requests take turns.
+        ids: the tokens of the prompt, shape (T,).
+        texts: what is written after it; none where only the prompt is measured.
+        start: where the prompt begins; None is the model's own start.
+        top: likeliest tokens to report at each place of the prompt; None reports nothing.
+        keep: whether to tell the point that the first text ended at.
+        trace: gets the outputs of all layers, shape (L, H), after each token of the prompt; None if nobody looks.
+        deadline: by `time.monotonic`; None is never.
+        seconds: for writing, from the first token on; None is no limit.
+        cancelled: nobody waits for it any more.
+    """
+
+    owner: Hashable
+    ids: NDArray[np.int64]
+    texts: Sequence[Text]
+    start: Point | None = None
+    top: int | None = None
+    keep: bool = False
+    trace: list[NDArray[np.float32]] | None = None
+    deadline: float | None = None
+    seconds: float | None = None
+    cancelled: bool = False
+    place: int = field(default=0, init=False)  # tokens of the prompt that were read
+    point: Point | None = field(default=None, init=False)  # after them
+
+    @property
+    def rows(self) -> int:
+        """Rows that it takes in the batch."""
+        return max(1, len(self.texts))
+
+    @property
+    def piece(self) -> int:
+        """Tokens of the prompt that are read in a round; where each is looked at, it is read alone."""
+        return 1 if self.trace is not None else PIECE if self.top is None else MEASURED_PIECE
+
+
+class News(NamedTuple):
+    """What a round brought to a job.
+
+    Attributes:
+        job: which job.
+        number: of its text; -1 is the prompt.
+        text: what became certain.
+        tokens: drawn, or read in the prompt; of the prompt only where they were asked for.
+        reason: why the text ended (`length`, `stop`, `end`, `deadline`), `read` at the end of a prompt, else None.
+        point: where it ended, if the job asked for it.
+        error: why the whole job ended early.
+    """
+
+    job: Job
+    number: int
+    text: str = ""
+    tokens: Sequence[Token] = ()
+    reason: str | None = None
+    point: Point | None = None
+    error: Exception | None = None
+
+
+@dataclass
+class Counts:
+    """What a scheduler has done so far."""
+
+    prompt_tokens: int = 0
+    written_tokens: int = 0
+    rounds: int = 0
+    cancelled: int = 0
+    refused: int = 0
+
+
+class Scheduler:
+    """Writes the texts of many jobs with one engine, in a thread of its own.
+
+    Args:
+        engine: the model; after this only the scheduler's thread runs it.
+        notify: gets what is new after each round, in the scheduler's thread; it must be quick.
+        max_rows: texts that are written at once.
+        max_queue: requests that may wait.
+    """
+
+    def __init__(
+        self, engine: Engine, notify: Callable[[list[News]], None], max_rows: int = 256, max_queue: int = 512
+    ) -> None:
+        self._engine, self._notify = engine, notify
+        self.max_rows, self.max_queue = max_rows, max_queue
+        self.counts = Counts()
+        self._begin = engine.begin(1)
+        self._changed = threading.Condition()
+        self._queue: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        self._closing = self._draining = self._stirred = False
+        self._next_look = 0.0
+        self._reading: deque[Job] = deque()
+        self._rows: list[tuple[Job, int]] = []  # of the batch: a job and the number of its text
+        self._logits_BV, self._state = self._begin[0][:0], self._begin[1].select([])
+        self._news: list[News] = []
+        self._thread = threading.Thread(target=self._run, name="textlstm-scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Rows in use, those whose prompt is being read included."""
+        return len(self._rows) + sum(job.rows for job in self._reading)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queues the jobs of one request.
+
+        Raises:
+            UsageError: a job has more texts than the batch has rows.
+            BusyError: too many requests wait already, or the scheduler is being closed.
+        """
+        if any(job.rows > self.max_rows for job in jobs):
+            raise UsageError(f"at most {self.max_rows} texts are written at once; ask for fewer")
+        with self._changed:
+            if self._draining:
+                raise BusyError("the server is shutting down; try another one")
+            if len(self._queue) >= self.max_queue:
+                self.counts.refused += 1
+                raise BusyError(f"{self.max_queue} requests are waiting already; try again later")
+            for job in jobs:
+                self._queue.setdefault(job.owner, deque()).append(job)
+            self._changed.notify()
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Gives up jobs whose reader left; they leave the batch at the next round without a word."""
+        with self._changed:
+            for job in jobs:
+                job.cancelled = True
+            self._stirred = True
+            self._changed.notify()
+
+    def drain(self, deadline: float) -> None:
+        """Takes no new requests; what is not done by the deadline ends with an error."""
+        with self._changed:
+            self._draining = self._stirred = True
+            waiting = [job for jobs in self._queue.values() for job in jobs]
+            for job in [*waiting, *self._reading, *(job for job, _ in self._rows)]:
+                job.deadline = deadline if job.deadline is None else min(job.deadline, deadline)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends the thread; jobs that are not done get an error."""
+        with self._changed:
+            self._closing = self._draining = True
+            self._changed.notify()
+        self._thread.join()
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._queue or self._reading or self._rows or self._closing):
+                    self._changed.wait()
+                if self._closing:
+                    return self._fail_all(BusyError("the server is shutting down; try another one"))
+                self._drop()
+                self._admit()
+            try:
+                self._read()
+                self._write()
+            except Exception as error:  # a fault of the engine or of ours must not leave readers waiting
+                LOG.exception("a round failed; its requests end with an error")
+                self._fail_all(error)
+            self.counts.rounds += 1
+
+    def _drop(self) -> None:
+        """Takes out what was cancelled, at once, and what is late, to the nearest LOOK seconds."""
+        now = time.monotonic()
+        if not self._stirred and now < self._next_look:
+            return
+        self._stirred, self._next_look = False, now + LOOK
+
+        def over(job: Job) -> bool:
+            return job.cancelled or (job.deadline is not None and now > job.deadline)
+
+        for owner in [owner for owner, jobs in self._queue.items() if any(map(over, jobs))]:
+            gone = [job for job in self._queue[owner] if over(job)]
+            self._queue[owner] = deque(job for job in self._queue[owner] if not over(job))
+            if not self._queue[owner]:
+                del self._queue[owner]
+            self._give_up(gone)
+        if gone := [job for job in self._reading if over(job)]:
+            self._reading = deque(job for job in self._reading if not over(job))
+            self._give_up(gone)
+        places = [place for place, (job, _) in enumerate(self._rows) if over(job)]
+        if places:
+            self.counts.cancelled += len({id(job) for job, _ in self._rows if job.cancelled})
+            for job, number in (self._rows[place] for place in places):
+                if self._draining and not job.cancelled:
+                    self._news.append(News(job, number, error=BusyError("the server is shutting down")))
+                elif not job.cancelled:
+                    text = job.texts[number].writer.end("deadline")
+                    self._news.append(News(job, number, text, reason="deadline"))
+            self._keep_rows([place for place in range(len(self._rows)) if place not in set(places)])
+        self._publish()
+
+    def _give_up(self, jobs: Sequence[Job]) -> None:
+        error = BusyError("the request waited too long; try again later")
+        self.counts.cancelled += sum(job.cancelled for job in jobs)
+        self._news += [News(job, -1, error=error) for job in jobs if not job.cancelled]
+
+    def _admit(self) -> None:
+        """Lets jobs in while there are rows; the request that was served goes to the end of the line."""
+        free = self.max_rows - self.running
+        while self._queue:
+            owner, jobs = next(iter(self._queue.items()))
+            if jobs[0].rows > free:
+                return
+            job = jobs.popleft()
+            free -= job.rows
+            del self._queue[owner]
+            if jobs:
+                self._queue[owner] = jobs
+            job.point = self._begin if job.start is None else job.start
+            self._reading.append(job)
+
+    def _read(self) -> None:
+        """Reads a piece of as many prompts as are as long as the first one's piece."""
+        done = [job for job in self._reading if job.place == len(job.ids)]
+        if len(done) < len(self._reading):
+            together, length = self._choose()
+            self._read_piece(together, length)
+            chosen = set(map(id, together))
+            self._reading = deque([j for j in self._reading if id(j) not in chosen] + together)
+            done += [job for job in together if job.place == len(job.ids)]
+        if done:
+            self._reading = deque(job for job in self._reading if job.place < len(job.ids))
+            self._join(done)
+
+    def _choose(self) -> tuple[list[Job], int]:
+        unread = [job for job in self._reading if job.place < len(job.ids)]
+        first = unread[0]
+        length = min(len(first.ids) - first.place, first.piece)
+        alike = [j for j in unread if len(j.ids) - j.place >= length and j.piece == first.piece]
+        most = (ROUND if self._rows or first.top is not None else QUIET_ROUND) // length
+        return alike[: max(1, most)], length
+
+    def _read_piece(self, jobs: list[Job], length: int) -> None:
+        ids_BT = np.stack([job.ids[job.place : job.place + length] for job in jobs])
+        points = [job.point for job in jobs if job.point is not None]
+        state = State.stack([state for _, state in points])
+        if jobs[0].top is None:
+            logits_BV, state = self._engine.prefill(ids_BT, state)
+        else:
+            logits_BTV, state = self._engine.run(ids_BT, state, np.arange(length))
+            logits_BV = logits_BTV[:, -1]
+            for row, (job, (before, _)) in enumerate(zip(jobs, points, strict=True)):
+                logits_TV = np.concatenate([before, logits_BTV[row, :-1]])
+                self._news.append(News(job, -1, tokens=measure(logits_TV, ids_BT[row], job.top or 0)))
+        for row, job in enumerate(jobs):
+            job.place += length
+            job.point = logits_BV[row : row + 1], state.select([row])
+            if job.trace is not None:
+                job.trace.append(np.array(state.h_LBH[:, row]))
+        self.counts.prompt_tokens += ids_BT.size
+
+    def _join(self, jobs: Sequence[Job]) -> None:
+        """Puts the texts of jobs whose prompts are read into the batch."""
+        logits, states = [self._logits_BV], [self._state]
+        for job in jobs:
+            assert job.point is not None
+            alive = [number for number, text in enumerate(job.texts) if text.writer.reason is None]
+            kept = job.point if job.keep and not alive else None
+            self._news.append(News(job, -1, reason="read", point=kept))
+            for number, text in enumerate(job.texts):
+                if text.writer.reason is not None:  # nothing was asked of it
+                    self._news.append(News(job, number, reason=text.writer.reason))
+            if alive:
+                self._rows += [(job, number) for number in alive]
+                logits.append(np.repeat(job.point[0], len(alive), axis=0))
+                states.append(job.point[1].select([0] * len(alive)))
+            job.point = None
+            if job.seconds is not None:
+                last = time.monotonic() + job.seconds
+                job.deadline = last if job.deadline is None else min(job.deadline, last)
+        if len(logits) > 1:
+            self._logits_BV, self._state = np.concatenate(logits), State.stack(states)
+        self._publish()
+
+    def _write(self) -> None:
+        """Draws a token for every text, tells it, and steps the engine."""
+        if not self._rows:
+            return
+        texts = [job.texts[number] for job, number in self._rows]
+        ids_B, errors = self._draw(texts)
+        tokens = self._measure(texts, ids_B)
+        alive = []
+        for place, (text, id, row) in enumerate(zip(texts, ids_B.tolist(), self._rows, strict=True)):
+            if errors and place in errors:
+                self._news.append(News(*row, error=errors[place]))
+                continue
+            shown = text.push(id)
+            reason, point = text.writer.reason, None
+            if reason is None:
+                alive.append(place)
+            elif row[0].keep and row[1] == 0:
+                point = self._point_after(place, id, reason)
+            self._news.append(News(*row, shown, (tokens[place],), reason, point))
+        self.counts.written_tokens += len(texts) - len(errors)
+        self._publish()  # before the step, so that others work while the engine does
+        if len(alive) < len(texts):
+            ids_B = ids_B[alive]
+            self._keep_rows(alive)
+        if alive:
+            self._logits_BV, self._state = self._engine.step(ids_B, self._state)
+
+    def _draw(self, texts: Sequence[Text]) -> tuple[NDArray[np.int64], dict[int, TextLSTMError]]:
+        """Ids (B,), and errors of the rows that none can be drawn for: they must not harm the others."""
+        logits_BV = self._logits_BV
+        if biased := [place for place, text in enumerate(texts) if text.bias is not None]:
+            logits_BV = logits_BV.copy()
+            for place in biased:
+                ids, values = texts[place].bias or ((), ())
+                logits_BV[place, ids] += values
+        rows = [text.writer.row for text in texts]
+        try:
+            return sample(logits_BV, rows), {}
+        except TextLSTMError:
+            ids_B, errors = np.zeros(len(rows), np.int64), {}
+            for place, row in enumerate(rows):
+                try:
+                    ids_B[place] = sample(logits_BV[place : place + 1], [row])[0]
+                except TextLSTMError as error:
+                    errors[place] = error
+            return ids_B, errors
+
+    def _measure(self, texts: Sequence[Text], ids_B: NDArray[np.int64]) -> list[Token]:
+        tokens = [Token(id) for id in ids_B.tolist()]
+        if places := [place for place, text in enumerate(texts) if text.top is not None]:
+            tops = [texts[place].top or 0 for place in places]
+            measured = measure(self._logits_BV[places], ids_B[places], max(tops))
+            for place, top, token in zip(places, tops, measured, strict=True):
+                tokens[place] = token._replace(top=token.top[:top])
+        return tokens
+
+    def _point_after(self, place: int, id: int, reason: str) -> Point:
+        """Where a text ended; its last token, unless that is the model's end, is still to be read."""
+        logits_1V, state = self._logits_BV[place : place + 1], self._state.select([place])
+        return (logits_1V, state) if reason == "end" else self._engine.step(np.array([id]), state)
+
+    def _keep_rows(self, places: Sequence[int]) -> None:
+        self._rows = [self._rows[place] for place in places]
+        self._logits_BV, self._state = self._logits_BV[list(places)], self._state.select(places)
+
+    def _fail_all(self, error: Exception) -> None:
+        jobs = {id(job): job for job in [*self._reading, *(job for job, _ in self._rows)]}
+        if self._closing:
+            jobs |= {id(job): job for waiting in self._queue.values() for job in waiting}
+            self._queue.clear()
+        self._news += [News(job, -1, error=error) for job in jobs.values() if not job.cancelled]
+        self._reading.clear()
+        self._keep_rows([])
+        self._publish()
+
+    def _publish(self) -> None:
+        if self._news:
+            news, self._news = self._news, []
+            self._notify(news)
+
+
+def measure(logits_NV: NDArray[np.float32], ids_N: NDArray[np.int64], top: int) -> list[Token]:
+    """Log-probabilities of tokens, and of the likeliest at each place, under the model's own distribution.
+
+    Args:
+        logits_NV: logits (N, V).
+        ids_N: the tokens that came.
+        top: number of likeliest tokens.
+    """
+    x_NV = log_softmax(logits_NV)
+    chosen = x_NV[np.arange(len(ids_N)), ids_N].tolist()
+    top = min(top, x_NV.shape[1])
+    if top == 0:
+        return [Token(id, value) for id, value in zip(ids_N.tolist(), chosen, strict=True)]
+    best_NK = np.argpartition(x_NV, -top, axis=1)[:, -top:]
+    values_NK = np.take_along_axis(x_NV, best_NK, axis=1)
+    order_NK = np.lexsort((best_NK, -values_NK), axis=1)  # of equal ones the lowest id first
+    best = np.take_along_axis(best_NK, order_NK, axis=1).tolist()
+    values = np.take_along_axis(values_NK, order_NK, axis=1).tolist()
+    tops = [list(zip(*pair, strict=True)) for pair in zip(best, values, strict=True)]
+    return [Token(*row) for row in zip(ids_N.tolist(), chosen, tops, strict=True)]
