@@ -86,6 +86,19 @@ def train(
         return Model.load(run(request, view).model)
 
 
+def require_serve() -> None:
+    """Sees that what the server needs is installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    import importlib.util
+
+    for name in ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(name.replace("_", "-"), "serve")
+
+
 def require_torch() -> None:
     """Sees that torch is installed, and that its threads, once imported, share the machine with other programs.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from textlstm.errors import TextLSTMError, UsageError
@@ -61,3 +62,20 @@ def find_model_by_identity(beginning: str) -> ModelFile:
         f"it was written with a model that is not at hand (identity {beginning}…): name its file or run folder "
         "with --model"
     )
+
+
+def named_models(names: Sequence[str]) -> dict[str, Path]:
+    """Models by the id that they are served under: `ID=MODEL`, or the last part of what names the model.
+
+    Raises:
+        UsageError: there is no such model, or two have one id.
+    """
+    found: dict[str, Path] = {}
+    for name in names:
+        id, given, model = name.partition("=")
+        if not given or Path(name).exists():
+            id, model = Path(name).name.removesuffix(".safetensors"), name
+        if id in found:
+            raise UsageError(f"two models are called {id!r}; give one another id, as ID=MODEL")
+        found[id] = find_model(model)
+    return found

@@ -1,0 +1,178 @@
+"""What the API gives: completion and chat objects, whole or in chunks, and their log-probabilities."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from textlstm.server.hub import END, Served
+from textlstm.server.protocol import Message
+from textlstm.server.writing import LEAST, Entry, Piece, Transcript, Work, finish_reason
+
+Object = dict[str, Any]
+
+# The dialogue template: a turn is its speaker, a colon and its text, and ends with an empty line; system messages
+# have no speaker. The model goes on after "Assistant:" until the user would speak.
+_SPEAKERS = {"user": "User: ", "assistant": "Assistant: ", "system": "", "developer": ""}
+DIALOGUE_STOP = ("\nUser:", "\n\nUser:")
+
+
+def dialogue(messages: Sequence[Message]) -> str:
+    """A chat as plain text that the model continues."""
+    turns = []
+    for message in messages:
+        content = message.content
+        text = "".join(part.text for part in content) if isinstance(content, list) else content or ""
+        turns.append(f"{_SPEAKERS[message.role]}{text.strip()}\n\n")
+    return "".join(turns) + "Assistant:"
+
+
+def event(value: Object) -> bytes:
+    """One event of a stream."""
+    return b"data: " + json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def piece(served: Served, id: int) -> str | list[int]:
+    """The text of a token, or its bytes where they are no text."""
+    data = served.model.tokenizer.token_bytes(id) if id != served.end_id else END.encode()
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)
+
+
+def split(ids: Iterable[int], at: int) -> Iterator[list[int] | None]:
+    """Runs of ids, with None for each id that they are cut at."""
+    run: list[int] = []
+    for id in ids:
+        if id == at:
+            yield from (run, None)
+            run = []
+        else:
+            run.append(id)
+    yield run
+
+
+class Answer:
+    """How a kind of request is answered.
+
+    Args:
+        work: the request.
+    """
+
+    prefix = name = chunk_name = ""
+
+    def __init__(self, work: Work) -> None:
+        self._work, self._body, self._served = work, work.body, work.served
+        self._measured = work.plan.top is not None
+        self._head: Object = {
+            "id": f"{self.prefix}-{secrets.token_hex(12)}", "object": self.name, "created": int(time.time()),
+            "model": work.served.name, "system_fingerprint": work.served.fingerprint,
+        }  # fmt: skip
+        options = work.body.stream_options
+        self._usage = options is not None and bool(options.include_usage)
+
+    def whole(self, choices: Sequence[Transcript]) -> Object:
+        """The answer in one object."""
+        made = [{**self._choice(c, c.text, c.entries), **self._end(c)} for c in choices]
+        return {**self._head, "choices": made, "usage": self._work.usage(), **self._extra()}
+
+    def chunks(self, pieces: Sequence[Piece]) -> Iterator[Object]:
+        """What a stream tells at once."""
+        for choice, text, entries in pieces:
+            if text or entries or choice.reason is not None:
+                made = {**self._delta(choice, text, entries), **self._end(choice)}
+                yield self._chunk([made])
+
+    def last_chunks(self) -> Iterator[Object]:
+        """What a stream tells at its end."""
+        if self._usage:
+            yield {**self._chunk([]), "usage": self._work.usage(), **self._extra()}
+
+    def _chunk(self, choices: list[Object]) -> Object:
+        usage = {"usage": None} if self._usage else {}
+        return {**self._head, "object": self.chunk_name, "choices": choices, **usage}
+
+    def _end(self, choice: Transcript) -> Object:
+        return {"finish_reason": finish_reason(choice), "stop_reason": choice.stopped_by}
+
+    def _extra(self) -> Object:
+        return {} if self._work.saved is None else {"saved_state": self._work.saved}
+
+    def _token(self, id: int) -> str:
+        return f"token_id:{id}" if self._body.return_tokens_as_token_ids else self._served.strings[id]
+
+    def _ids(self, entries: Sequence[Entry]) -> Object:
+        return {"token_ids": [entry.id for entry in entries]} if self._body.return_token_ids else {}
+
+    def _choice(self, choice: Transcript, text: str, entries: Sequence[Entry]) -> Object:
+        raise NotImplementedError
+
+    def _delta(self, choice: Transcript, text: str, entries: Sequence[Entry]) -> Object:
+        return self._choice(choice, text, entries)
+
+
+class Completion(Answer):
+    """The text completion object."""
+
+    prefix, name, chunk_name = "cmpl", "text_completion", "text_completion"
+
+    def _choice(self, choice: Transcript, text: str, entries: Sequence[Entry]) -> Object:
+        logprobs = self._logprobs(entries) if self._measured else None
+        return {"index": choice.index, "text": text, "logprobs": logprobs, **self._ids(entries)}
+
+    def _logprobs(self, entries: Sequence[Entry]) -> Object:
+        return {
+            "tokens": [self._token(entry.id) for entry in entries],
+            "token_logprobs": [_number(entry.logprob) for entry in entries],
+            "top_logprobs": [self._top(entry) for entry in entries],
+            "text_offset": [entry.offset for entry in entries],
+        }
+
+    def _top(self, entry: Entry) -> Object | None:
+        if entry.logprob is None:
+            return None
+        likeliest = {self._token(id): _number(value) for id, value in entry.top}
+        return likeliest | {self._token(entry.id): _number(entry.logprob)}
+
+
+class Chat(Answer):
+    """The chat completion object."""
+
+    prefix, name, chunk_name = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self._begun: set[int] = set()
+
+    def _choice(self, choice: Transcript, text: str, entries: Sequence[Entry]) -> Object:
+        message = {"role": "assistant", "content": text.strip(), "refusal": None}
+        return {"index": choice.index, "message": message, "logprobs": self._logprobs(entries), **self._ids(entries)}
+
+    def _delta(self, choice: Transcript, text: str, entries: Sequence[Entry]) -> Object:
+        delta: Object = {"content": text}
+        if choice.index not in self._begun and (text := text.lstrip()):
+            self._begun.add(choice.index)
+            delta = {"role": "assistant", "content": text}
+        elif choice.index not in self._begun:
+            delta = {"content": ""}
+        return {"index": choice.index, "delta": delta, "logprobs": self._logprobs(entries), **self._ids(entries)}
+
+    def _logprobs(self, entries: Sequence[Entry]) -> Object | None:
+        if not self._measured:
+            return None
+        return {"content": [self._entry(entry) for entry in entries], "refusal": None}
+
+    def _entry(self, entry: Entry) -> Object:
+        def one(id: int, value: float | None) -> Object:
+            data = self._served.model.tokenizer.token_bytes(id)
+            return {"token": self._token(id), "logprob": _number(value), "bytes": list(data)}
+
+        return {**one(entry.id, entry.logprob), "top_logprobs": [one(id, value) for id, value in entry.top]}
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else max(value, LEAST)
