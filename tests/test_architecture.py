@@ -30,7 +30,7 @@ LAYERS = (
     {"coding", "novelty", "inspection", "scoring"},
     {"model"},
     {"run", "interactive", "server"},
-    {"api"},
+    {"api", "bench"},
     {"cli"},
     {"__main__"},
 )

@@ -833,6 +833,73 @@ def serve(
     run(settings, listening, workers, quiet)
 
 
+@cli.group(short_help="Measure how fast it is here.")
+def bench() -> None:
+    """Measure how fast it is on this machine.
+
+    \b
+    textlstm bench serve shakespeare --json
+    """
+
+
+@bench.command(name="serve", short_help="Throughput and waiting of a server under load.")
+@click.argument("model", default="shakespeare")
+@click.option("--url", help="Measure the server at this address instead of starting one.")
+@click.option("--streams", default="1,8,64,256", show_default=True, help="Numbers of streams, one after the other.")
+@click.option("--tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Of each text.")
+@click.option("--prompt-chars", type=click.IntRange(min=0), default=100, show_default=True, help="Of each prompt.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="For each number.")
+@click.option("--api-key", envvar="TEXTLSTM_API_KEY", default="none", help="Of the server at --url.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes of the server.")
+@click.option("--engine", type=click.Choice(ENGINES), help="What computes.  [default: int8 writes, onnx scores]")
+@click.option("--threads", type=click.IntRange(min=1), help="Cores that one step may use.  [default: the engine's]")
+@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw the numbers here.")
+@_common
+def bench_serve(
+    model: str, url: str | None, streams: str, workers: int, engine: str | None, threads: int | None,
+    picture: Path | None, as_json: bool, quiet: bool, **values: Any,
+) -> None:  # fmt: skip
+    """Measure a server of MODEL over HTTP: tokens per second, seconds to the first token, time between tokens.
+
+    Client and server run on this machine; the server is started and ended here, unless --url names one.
+
+    \b
+    textlstm bench serve
+    textlstm bench serve runs/my-text-1 --streams 1,64 --seconds 10 --json
+    textlstm bench serve --url http://127.0.0.1:8000 --plot load.svg
+    """
+    from textlstm.api import require_serve
+
+    require_serve()
+    from textlstm.bench.serving import Load, measure, measure_models, plot
+    from textlstm.registry import named_models
+    from textlstm.server.hub import Settings
+
+    try:
+        numbers = [int(number) for number in streams.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter("give numbers like 1,8,64", param_hint="--streams")
+    load = Load(**values)
+    if url is None:
+        settings = Settings(named_models([model]), engine=engine, threads=threads, max_queue=2 * max(numbers))
+        rows = measure_models(settings, numbers, load, _notice(quiet), workers)
+    else:
+        rows = measure(url, numbers, load, _notice(quiet))
+    if picture is not None:
+        plot(rows, picture)
+    report = {
+        "benchmark": "serve", "model": model, "url": url, "workers": workers, "engine": engine, "threads": threads,
+        "rows": rows,
+    }  # fmt: skip
+    if as_json:
+        _print_json({**report, **{k: v for k, v in values.items() if k != "api_key"}})
+    elif quiet:
+        for row in rows:
+            click.echo(f"{row['streams']} streams: {row['tokens_per_second']:,.0f} tokens/s")
+
+
 def _command_line() -> str:
     import shlex
 

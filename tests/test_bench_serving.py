@@ -1,0 +1,60 @@
+"""The load benchmark counts what the server counts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from serving import serving, write_models
+from test_generation import make_model
+
+from textlstm.bench.serving import Load, measure
+from textlstm.cli import cli
+from textlstm.errors import RunError
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("models"), letters=make_model())
+
+
+def test_it_counts_what_the_server_counts(models):
+    with serving(models) as site:
+        load = Load(tokens=20, prompt_chars=30, seconds=0.4)
+        said = []
+        rows = measure(site.url, [1, 6], load, said.append)
+        counts = site.hub.served["letters"].scheduler.counts
+        assert [row["streams"] for row in rows] == [1, 6] and len(said) == 2
+        assert all(row["errors"] == 0 for row in rows)
+        assert sum(row["requests"] for row in rows) * 20 == counts.written_tokens
+        assert 0 < sum(row["tokens_per_second"] for row in rows) * 0.4 <= counts.written_tokens
+        for row in rows:
+            for key in ("first_token_ms", "between_chunks_ms", "per_token_ms"):
+                values = [row[key][p] for p in ("p50", "p90", "p95", "p99")]
+                assert values == sorted(values) and values[-1] > 0
+            assert row["per_token_ms"]["p50"] * 19 < 1000 * load.seconds * 10
+        with pytest.raises(RunError, match="none was answered"):
+            measure(site.url, [1], Load(model="nobody", seconds=0.1), said.append)
+
+
+def test_refusals_are_errors(models):
+    with serving(models, max_concurrency=1, max_queue=1) as site:
+        (row,) = measure(site.url, [8], Load(tokens=50, seconds=0.3), lambda line: None)
+        assert row["errors"] > 0 and row["requests"] > 0
+
+
+@pytest.mark.slow
+def test_command(models, tmp_path):
+    picture = tmp_path / "load.svg"
+    arguments = ["bench", "serve", str(models["letters"]), "--streams", "1,2", "--seconds", "0.2", "--tokens", "5"]
+    done = CliRunner().invoke(cli, [*arguments, "--json", "--plot", str(picture)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [row["streams"] for row in report["rows"]] == [1, 2] and report["tokens"] == 5
+    assert picture.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("streams", ["many", "", "1,0", "1,-2"])
+def test_numbers_of_streams_that_are_none(streams):
+    assert CliRunner().invoke(cli, ["bench", "serve", "--streams", streams]).exit_code == 2
