@@ -21,19 +21,19 @@ def models(tmp_path_factory):
 
 def test_it_counts_what_the_server_counts(models):
     with serving(models) as site:
-        load = Load(tokens=20, prompt_chars=30, seconds=0.4)
+        load = Load(tokens=200, prompt_chars=30, seconds=0.4)
         said = []
         rows = measure(site.url, [1, 6], load, said.append)
         counts = site.hub.served["letters"].scheduler.counts
         assert [row["streams"] for row in rows] == [1, 6] and len(said) == 2
         assert all(row["errors"] == 0 for row in rows)
-        assert sum(row["requests"] for row in rows) * 20 == counts.written_tokens
+        assert sum(row["requests"] for row in rows) * 200 == counts.written_tokens
         assert 0 < sum(row["tokens_per_second"] for row in rows) * 0.4 <= counts.written_tokens
         for row in rows:
             for key in ("first_token_ms", "between_chunks_ms", "per_token_ms"):
                 values = [row[key][p] for p in ("p50", "p90", "p95", "p99")]
                 assert values == sorted(values) and values[-1] > 0
-            assert row["per_token_ms"]["p50"] * 19 < 1000 * load.seconds * 10
+            assert row["per_token_ms"]["p50"] * 199 < 1000 * load.seconds * 10
         with pytest.raises(RunError, match="none was answered"):
             measure(site.url, [1], Load(model="nobody", seconds=0.1), said.append)
 

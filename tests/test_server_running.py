@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -23,7 +24,7 @@ from test_generation import make_model
 import textlstm
 from textlstm.cli import cli
 from textlstm.errors import ModelFileError
-from textlstm.server import guard
+from textlstm.server import guard, hub, stream
 from textlstm.server.hub import Hub
 
 ENDLESS = {"prompt": "hallo", "max_tokens": 100_000, "ignore_eos": True}
@@ -138,6 +139,39 @@ def test_a_storm_leaves_nothing_behind(site):
         thread.join()
     assert not failures
     until(lambda: scheduler.running == 0 and scheduler.waiting == 0)
+
+
+def test_who_waits_long_hears_so(models, monkeypatch):
+    monkeypatch.setattr(hub, "QUIET", 0.03)
+    with serving(models, max_concurrency=1) as site, asked(site, stream=True):
+        until(lambda: site.hub.served["letters"].scheduler.running)
+        with asked(site, stream=True) as second:
+            heard = b""
+            while heard.count(b"\n: ping\n\n") < 3:
+                heard += second.recv(1 << 16)
+    assert heard.startswith(b"HTTP/1.1 200") and b"data: " not in heard
+
+
+def test_who_takes_nothing_is_let_go(monkeypatch):
+    monkeypatch.setattr(stream, "PATIENCE", 0.03)
+    sent, closed = [], []
+
+    async def chunks():
+        try:
+            while True:
+                yield b"data: 1\n\n"
+        finally:
+            closed.append(True)
+
+    async def send(message):
+        sent.append(message)
+        if len(sent) == 4:
+            await asyncio.Event().wait()
+
+    asyncio.run(stream.EventStream(chunks(), {"x-y": "z"}).stream_response(send))
+    assert [message["type"].rpartition(".")[2] for message in sent] == ["start", "body", "body", "body"]
+    assert all(message["more_body"] for message in sent[1:]) and closed == [True]
+    assert {(b"x-y", b"z"), (b"content-type", b"text/event-stream")} <= set(sent[0]["headers"])
 
 
 def test_a_body_that_never_comes_is_given_up(site, monkeypatch):

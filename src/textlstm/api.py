@@ -94,7 +94,7 @@ def require_serve() -> None:
     """
     import importlib.util
 
-    for name in ("fastapi", "uvicorn", "sse_starlette", "prometheus_client"):
+    for name in ("fastapi", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError(name.replace("_", "-"), "serve")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from textlstm.server.hub import END, Served
 from textlstm.server.protocol import Message
+from textlstm.server.stream import encode, event
 from textlstm.server.writing import LEAST, Entry, Piece, Transcript, Work, finish_reason
 
 Object = dict[str, Any]
@@ -28,11 +28,6 @@ def dialogue(messages: Sequence[Message]) -> str:
         text = "".join(part.text for part in content) if isinstance(content, list) else content or ""
         turns.append(f"{_SPEAKERS[message.role]}{text.strip()}\n\n")
     return "".join(turns) + "Assistant:"
-
-
-def event(value: Object) -> bytes:
-    """One event of a stream."""
-    return b"data: " + json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def piece(served: Served, id: int) -> str | list[int]:
@@ -74,23 +69,22 @@ class Answer:
         }  # fmt: skip
         options = work.body.stream_options
         self._usage = options is not None and bool(options.include_usage)
+        # All chunks of a stream are alike but for what stands between these.
+        self._before, _, self._after = event(self._chunk([])).rpartition(b"[]")
 
     def whole(self, choices: Sequence[Transcript]) -> Object:
         """The answer in one object."""
         made = [{**self._choice(c, c.text, c.entries), **self._end(c)} for c in choices]
         return {**self._head, "choices": made, "usage": self._work.usage(), **self._extra()}
 
-    def chunks(self, pieces: Sequence[Piece]) -> Iterator[Object]:
-        """What a stream tells at once."""
-        for choice, text, entries in pieces:
-            if text or entries or choice.reason is not None:
-                made = {**self._delta(choice, text, entries), **self._end(choice)}
-                yield self._chunk([made])
+    def events(self, pieces: Sequence[Piece]) -> bytes:
+        """What a stream tells at once, one event for each choice."""
+        made = (self._delta(*piece) | self._end(piece.choice) for piece in pieces)
+        return b"".join(b"%s[%s]%s" % (self._before, encode(choice).encode(), self._after) for choice in made)
 
-    def last_chunks(self) -> Iterator[Object]:
-        """What a stream tells at its end."""
-        if self._usage:
-            yield {**self._chunk([]), "usage": self._work.usage(), **self._extra()}
+    def last_event(self) -> bytes:
+        """What a stream tells at its end, if anything."""
+        return event({**self._chunk([]), "usage": self._work.usage(), **self._extra()}) if self._usage else b""
 
     def _chunk(self, choices: list[Object]) -> Object:
         usage = {"usage": None} if self._usage else {}

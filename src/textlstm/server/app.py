@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -37,6 +35,8 @@ from textlstm.server.protocol import (
     XrayBody,
 )
 from textlstm.server.scoring import score, xray
+from textlstm.server.stream import DONE, PING, EventStream, event
+from textlstm.server.stream import encode as encode_json
 from textlstm.server.writing import Work, encode, plan_writing, require
 
 LOG = logging.getLogger("textlstm.server")
@@ -45,10 +45,10 @@ STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json
 
 
 class Json(JSONResponse):
-    """A JSON answer in ASCII, so that lone surrogates pass."""
+    """A JSON answer."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+        return encode_json(content).encode()
 
 
 def create_app(settings: Settings, on_failure: Callable[[BaseException], None] | None = None) -> FastAPI:
@@ -225,10 +225,7 @@ async def _write(request: Request, work: Work, kind: type[answers.Answer]) -> Re
     line["model"], line["prompt_tokens"] = work.served.name, work.prompt_tokens
     if work.body.stream:
         # At a shutdown the scheduler ends the streams, with an error where they are late.
-        return EventSourceResponse(
-            _stream(work, answer, line), headers=ignored(work.body), ping=15, send_timeout=30, sep="\n",
-            shutdown_grace_period=3600,
-        )  # fmt: skip
+        return EventStream(_stream(work, answer, line), ignored(work.body))
     choices = await unless_left(request, work.whole())
     _note(work, line)
     if choices is None:
@@ -243,18 +240,19 @@ def _note(work: Work, line: dict[str, Any]) -> None:
         line["first_token_ms"] = round(work.first_token * 1000, 1)
 
 
-async def _stream(work: Work, answer: answers.Answer, line: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _stream(work: Work, answer: answers.Answer, line: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     try:
         async with contextlib.aclosing(work.pieces()) as news:
             async for pieces in news:
-                yield b"".join(map(answers.event, answer.chunks(pieces)))
-        yield b"".join(map(answers.event, answer.last_chunks()))
+                yield answer.events(pieces) if pieces else PING
+        if last := answer.last_event():
+            yield last
     except ApiError as error:
         line["error"] = error.status
-        yield answers.event(error.body())
+        yield event(error.body())
     finally:
         _note(work, line)
-    yield b"data: [DONE]\n\n"
+    yield DONE
 
 
 def _add_models(app: FastAPI, hub: Hub) -> None:

@@ -20,6 +20,7 @@ from textlstm.server.protocol import ApiError
 from textlstm.server.scheduler import News, Point, Scheduler
 from textlstm.server.states import Shelf
 
+QUIET = 15.0  # seconds after which a request that waits for news is told that there are none
 END = "<|endoftext|>"  # how the document boundary is spelt where tokens are shown as strings
 
 
@@ -82,8 +83,11 @@ class Inbox:
         self._some.set()
 
     async def take(self) -> list[News]:
-        """All news since the last time, at least one."""
-        await self._some.wait()
+        """All news since the last time; none where there were none for a while."""
+        if not self._news:
+            quiet = asyncio.get_running_loop().call_later(QUIET, self._some.set)
+            await self._some.wait()
+            quiet.cancel()
         self._some.clear()
         news, self._news = self._news, []
         return news

@@ -31,6 +31,7 @@ PIECE = 64  # tokens of one prompt that are read in a round
 MEASURED_PIECE = 32  # the same where the logits of every token are wanted, which take memory
 ROUND = 1024  # tokens of all prompts that are read in a round while texts are being written
 LOOK = 0.02  # seconds between two looks at the deadlines
+TELL = 0.01  # seconds between two times that news are told: writing to a socket costs as much as several tokens
 QUIET_ROUND = 4096  # the same while none is
 
 Point = tuple[NDArray[np.float32], State]  # logits (1, V) for the next token, and the state of one row to go on from
@@ -191,7 +192,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._queue: OrderedDict[Hashable, deque[Job]] = OrderedDict()
         self._closing = self._draining = self._stirred = False
-        self._next_look = 0.0
+        self._next_look = self._next_telling = 0.0
         self._reading: deque[Job] = deque()
         self._rows: list[tuple[Job, int]] = []  # of the batch: a job and the number of its text
         self._logits_BV, self._state = self._begin[0][:0], self._begin[1].select([])
@@ -256,6 +257,7 @@ class Scheduler:
 
     def _run(self) -> None:
         while True:
+            self._publish(now=not (self._reading or self._rows))
             with self._changed:
                 while not (self._queue or self._reading or self._rows or self._closing):
                     self._changed.wait()
@@ -300,7 +302,6 @@ class Scheduler:
                     text = job.texts[number].writer.end("deadline")
                     self._news.append(News(job, number, text, reason="deadline"))
             self._keep_rows([place for place in range(len(self._rows)) if place not in set(places)])
-        self._publish()
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
         error = BusyError("the request waited too long; try again later")
@@ -383,7 +384,6 @@ class Scheduler:
                 job.deadline = last if job.deadline is None else min(job.deadline, last)
         if len(logits) > 1:
             self._logits_BV, self._state = np.concatenate(logits), State.stack(states)
-        self._publish()
 
     def _write(self) -> None:
         """Draws a token for every text, tells it, and steps the engine."""
@@ -458,12 +458,14 @@ class Scheduler:
         self._news += [News(job, -1, error=error) for job in jobs.values() if not job.cancelled]
         self._reading.clear()
         self._keep_rows([])
-        self._publish()
+        self._publish(now=True)
 
-    def _publish(self) -> None:
-        if self._news:
+    def _publish(self, now: bool = False) -> None:
+        """Tells the news, if it is time to."""
+        if self._news and (now or time.monotonic() >= self._next_telling):
             news, self._news = self._news, []
             self._notify(news)
+            self._next_telling = 0.0 if now else time.monotonic() + TELL  # who comes first hears at once
 
 
 def measure(logits_NV: NDArray[np.float32], ids_N: NDArray[np.int64], top: int) -> list[Token]:

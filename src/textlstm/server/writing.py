@@ -41,27 +41,37 @@ class Transcript:
     """One choice: its text and its tokens so far.
 
     A token is shown once the text that it begins with is certain; what a stop string cuts off is never shown.
+
+    Args:
+        served: the model.
+        index: of the choice.
+        shows_tokens: whether tokens are kept; else only the text is.
     """
 
-    def __init__(self, served: Served, index: int) -> None:
+    def __init__(self, served: Served, index: int, shows_tokens: bool = True) -> None:
         self.index, self._bytes, self._end_id = index, served.model.tokenizer.token_bytes, served.end_id
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._decoded = 0  # characters
+        self._decoded = self._certain = 0  # characters
+        self._shows_tokens = shows_tokens
         self._hidden: list[Entry] = []
-        self.text, self.entries = "", list[Entry]()
+        self._texts: list[str] = []
+        self.entries = list[Entry]()
         self.reason: str | None = None
         self.stopped_by: str | int | None = None
 
     def take(self, text: str, tokens: Sequence[Token], reason: str | None = None) -> list[Entry]:
         """Adds news; returns the tokens that may be shown now."""
-        self.text, self.reason = self.text + text, reason
+        self.reason = reason
+        if text:
+            self._texts.append(text)
+            self._certain += len(text)
+        if not self._shows_tokens:
+            return []
         for token in tokens:
             self._hidden.append(Entry(token.id, self._decoded, token.logprob, token.top))
             if token.id < self._end_id:
                 self._decoded += len(self._decoder.decode(self._bytes(token.id)))
-        certain = len(self.text)
-        if reason is not None and reason != "stop":
-            certain += 1
+        certain = self._certain + (reason is not None and reason != "stop")
         number = sum(entry.offset < certain for entry in self._hidden)
         shown, self._hidden = self._hidden[:number], self._hidden[number:]
         self.entries += shown
@@ -69,12 +79,17 @@ class Transcript:
 
     def begin(self, text: str) -> None:
         """Puts the text of the prompt first."""
-        self.text, self._decoded = text, len(text)
+        self._texts, self._decoded, self._certain = [text], len(text), len(text)
 
     def close(self, text: str) -> None:
         """Ends a prompt, whose text is known as a whole."""
-        self.text = text
+        self._texts = [text]
         self.entries, self._hidden = self.entries + self._hidden, []
+
+    @property
+    def text(self) -> str:
+        """What is certain so far."""
+        return "".join(self._texts)
 
     @property
     def mean_logprob(self) -> float:
@@ -131,7 +146,8 @@ class Work:
         self.jobs = [self._job(ids) for ids in plan.prompts]
         self._places = {id(job): place for place, job in enumerate(self.jobs)}
         number = plan.best_of
-        self._written = [Transcript(served, i) for i in range(len(self.jobs) * number)]
+        shows = plan.top is not None or plan.best_of > plan.n or bool(body.return_token_ids)
+        self._written = [Transcript(served, i, shows) for i in range(len(self.jobs) * number)]
         self._prompts = [Transcript(served, i) for i in range(len(self.jobs))]
         self.choices = self._written
         self.saved: str | None = None
@@ -182,7 +198,9 @@ class Work:
         self.served.scheduler.cancel(self.jobs)
 
     async def pieces(self) -> AsyncGenerator[list[Piece], None]:
-        """What is new, until all choices have ended; jobs are given up when the reader leaves.
+        """What is new, until all choices have ended, or nothing where nothing came for a while.
+
+        Jobs are given up when the reader leaves.
 
         Raises:
             ApiError: a job could not be done.
@@ -191,7 +209,8 @@ class Work:
         try:
             while open_choices:
                 pieces: dict[int, Piece] = {}
-                for news in await self.inbox.take():
+                arrived = await self.inbox.take()
+                for news in arrived:
                     if news.error is not None:
                         raise _refusal(news.error)
                     if news.point is not None and self.body.save_state is not None:
@@ -208,8 +227,9 @@ class Work:
                         choice.stopped_by = news.job.texts[news.number].stopped_by
                         if news.reason == "deadline":
                             choice.stopped_by = "deadline"
-                    _merge(pieces, Piece(choice, news.text, entries))
-                if pieces:
+                    if news.text or entries or news.reason is not None:
+                        _merge(pieces, Piece(choice, news.text, entries))
+                if pieces or not arrived:
                     yield list(pieces.values())
             self._choose()
         finally:
