@@ -82,7 +82,7 @@ def main() -> None:
     torch.set_num_threads(1)
     weights = random_weights()
     engine = Int8Engine(ModelFile(CONFIG, ByteTokenizer(), weights, {}, ""))
-    # What a step reads: all matrices but the first layer's for its input, whose products are kept for each token. Ones,
+    # What a step reads: all matrices but the first layer's for its input, whose products are kept. Ones,
     # because pages of fresh zeros are all the same one.
     read = np.ones(1024 * 512 + 3 * 2048 * 512, np.int8).view(np.int64)
     runs = {f"int8, {rows} rows": ours(engine, rows) for rows in BATCHES} | {"torch by hand, 1 row": by_hand(weights)}
