@@ -9,7 +9,7 @@ The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of t
 - V grows with the text: 512 below 200 kB, 1024 below 3 MB, 2048 below 30 MB, else 4096.
 - H is the multiple of 64 for which P = sqrt(C / 7.2) comes nearest, C being the floating-point operations that the
   time allows: about 1.2 tokens read per parameter.
-- The more epochs D / N, the more regularisation: dropout d = 0.1 log2(epochs / 5), between 0 and 0.35.
+- The more epochs D / N, the more regularisation: dropout d = 0.11 log2(epochs / 4.5), between 0 and 0.4.
 - The learning rate falls with the width: 8e-3 sqrt(320 / H), 1e-2 at most.
 - Up to 40 epochs there is no development part: all text is learnt from, and the end of the schedule is the best point.
 - 12 lanes of 64 tokens, 16 where C is above 3e14: a short run wants steps (at 2e13 operations 12 lanes cost 0.05
@@ -60,7 +60,7 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
     tokens_read = operations / (6 * _params(hidden, vocab))
     tokens = chars / min(_CHARS_PER_TOKEN.items(), key=lambda item: abs(item[0] - vocab))[1]
     epochs = tokens_read / max(1.0, tokens)
-    d = round(min(0.35, max(0.0, 0.1 * math.log2(max(1.0, epochs / 5)))), 3)
+    d = round(min(0.4, max(0.0, 0.11 * math.log2(max(1.0, epochs / 4.5)))), 3)
     batch, length = next(
         sizes
         for most_tokens, most_operations, sizes in _BATCHES
