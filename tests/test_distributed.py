@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -138,11 +139,31 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """A test that fails leaves no process behind; torchrun gives each rank a session of its own."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            below = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            ranks = below.read_text().split() if below.exists() else []
+            for pid in [process.pid, *map(int, ranks)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.communicate()
+
+
 def start(base: Path, name: str, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "textlstm", "train", "book.txt", "--out", name, *OPTIONS, *more]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, cwd=base, env=environment(base), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    STARTED.append(process)
+    return process
 
 
 def last_step(folder: Path) -> int:
