@@ -529,3 +529,15 @@ def test_first_loss_is_that_of_frequencies():
         reader = LaneReader(ids, 4, 32, 0.0, 0, None, np.zeros(40, dtype=bool))
         first[unigram_bias] = Trainer(config, train, reader, counts_V=np.bincount(ids, minlength=40)).advance().nats
     assert abs(first[True] - entropy) < 0.15 < abs(first[False] - entropy)
+
+
+def test_short_segments_are_no_spikes(monkeypatch):
+    """The guard judges only segments of at least half the usual length."""
+    ids = np.random.default_rng(0).integers(0, 40, 4 * 72).astype(np.int32)  # segments of 32, 32 and 8, again and again
+    config = ModelConfig(vocab_size=40, embed_size=16, hidden_size=16)
+    reader = LaneReader(ids, 4, 32, 0.0, 0, None, np.zeros(40, dtype=bool))
+    trainer = Trainer(config, TrainConfig(steps=9, batch_size=4, seq_len=32, jitter=0.0), reader)
+    judged = []
+    monkeypatch.setattr(trainer._guard, "is_spike", lambda *values: judged.append(trainer.step) or False)
+    assert [trainer.advance().tokens for _ in range(9)] == [128, 128, 32] * 3
+    assert judged == [0, 1, 3, 4, 6, 7]
