@@ -532,8 +532,10 @@ def test_first_loss_is_that_of_frequencies():
 
 
 def test_short_segments_are_no_spikes(monkeypatch):
-    """The guard judges only segments of at least half the usual length."""
-    ids = np.random.default_rng(0).integers(0, 40, 4 * 72).astype(np.int32)  # segments of 32, 32 and 8, again and again
+    """The guard judges only segments of at least half the usual length; here 32, 32 and 8, again and again."""
+    ids = (
+        np.random.default_rng(0).integers(0, 40, 4 * 72).astype(np.int32)
+    )  # segments of 32, 32 and 8, again and again
     config = ModelConfig(vocab_size=40, embed_size=16, hidden_size=16)
     reader = LaneReader(ids, 4, 32, 0.0, 0, None, np.zeros(40, dtype=bool))
     trainer = Trainer(config, TrainConfig(steps=9, batch_size=4, seq_len=32, jitter=0.0), reader)
