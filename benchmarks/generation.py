@@ -4,7 +4,8 @@
 
 The weights are random, which costs the same as trained ones. Beside it, alternating, a step by hand in torch in
 single precision (one matrix product per layer and gate block, no autograd), and the reading of as many bytes as the
-weights have: the ceiling of one row, which cannot write faster than its weights are read.
+weights have: the ceiling of one row, which cannot write faster than its weights are read. And a GPT-2 of the library
+transformers with as many parameters, sampling with its cache (the extra `transformers`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from textlstm.tokenizer import ByteTokenizer
 
 CONFIG = ModelConfig(vocab_size=1024, embed_size=512, hidden_size=512)
 BATCHES = (1, 8, 64, 256)
-TOKENS, RUNS = 300, 7
+TOKENS, RUNS = 500, 7
 
 
 def random_weights() -> dict[str, np.ndarray]:
@@ -70,6 +71,24 @@ def by_hand(weights: dict[str, np.ndarray]) -> Callable[[], None]:
     return run
 
 
+def transformer() -> Callable[[], None]:
+    """A GPT-2 of 4.6 M parameters (6 layers of 240, 1,024 ids), as its library generates."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=1024, n_positions=1024, n_embd=240, n_layer=6, n_head=6, bos_token_id=0, eos_token_id=None
+    )
+    model = GPT2LMHeadModel(config).eval()
+    start = torch.zeros(1, 1, dtype=torch.int64)
+    options = {"do_sample": True, "top_k": 0, "temperature": 0.8, "use_cache": True, "pad_token_id": 0}
+
+    def run() -> None:
+        with torch.inference_mode():
+            model.generate(start, attention_mask=start + 1, max_new_tokens=TOKENS, min_new_tokens=TOKENS, **options)
+
+    return run
+
+
 def seconds(run: Callable[[], None]) -> float:
     """How long it takes."""
     started = time.perf_counter()
@@ -86,6 +105,7 @@ def main() -> None:
     # because pages of fresh zeros are all the same one.
     read = np.ones(1024 * 512 + 3 * 2048 * 512, np.int8).view(np.int64)
     runs = {f"int8, {rows} rows": ours(engine, rows) for rows in BATCHES} | {"torch by hand, 1 row": by_hand(weights)}
+    runs["transformers, 1 row"] = transformer()
     runs["reading the weights"] = lambda: [read.sum() for _ in range(TOKENS)] and None
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for attempt in range(RUNS + 1):
@@ -95,16 +115,19 @@ def main() -> None:
             if attempt:
                 rates[name].append(rate)
     engine_only = seconds(lambda: [engine.step(np.zeros(1, np.int64), engine.zero_state(1)) for _ in range(TOKENS)])
-    one, torch_rates = rates["int8, 1 rows"], rates["torch by hand, 1 row"]
+    one = rates["int8, 1 rows"]
+
+    def ratio(other: str) -> dict[str, float]:
+        return spread([a / b for a, b in zip(one, rates[other], strict=True)])
+
     report(
         "generation",
         {
             "kernel": engine.kind,
             "tokens_per_second": {name: spread(values) for name, values in rates.items()},
-            "ratio_to_torch": spread([a / b for a, b in zip(one, torch_rates, strict=True)]),
-            "share_of_the_reading_ceiling": spread(
-                [a / b for a, b in zip(one, rates["reading the weights"], strict=True)]
-            ),
+            "ratio_to_torch": ratio("torch by hand, 1 row"),
+            "ratio_to_transformers": ratio("transformers, 1 row"),
+            "share_of_the_reading_ceiling": ratio("reading the weights"),
             "step_without_sampling_us": 1e6 * engine_only / TOKENS,
         },
     )

@@ -47,7 +47,7 @@ static void keep_likeliest(int64_t V, uint32_t *keys, int64_t k)
         if (keys[v] > last) keys[v] = REMOVED;
 }
 
-static void weigh(int64_t V, const float *x, const uint32_t *keys, int32_t *weights)
+static void weigh(int64_t V, const float *x, int32_t *weights)
 {
     int64_t v = 0;
     for (; v + LANES <= V; v += LANES) *(ivec *)(weights + v) = whole(nearest(exponential(load(x + v)) * SCALE));
@@ -56,7 +56,11 @@ static void weigh(int64_t V, const float *x, const uint32_t *keys, int32_t *weig
     for (int64_t i = v; i < V; i++) rest[i - v] = x[i];
     *(ivec *)ends = whole(nearest(exponential(load(rest)) * SCALE));
     for (int64_t i = v; i < V; i++) weights[i] = ends[i - v];
-    for (v = 0; v < V; v++) weights[v] = keys[v] == REMOVED ? 0 : weights[v];
+}
+
+static void drop_removed(int64_t V, const uint32_t *keys, int32_t *weights)
+{
+    for (int64_t v = 0; v < V; v++) weights[v] = keys[v] == REMOVED ? 0 : weights[v];
 }
 
 static int64_t total(int64_t V, const int32_t *weights)
@@ -79,7 +83,27 @@ static void keep_mass(int64_t V, uint32_t *keys, int32_t *weights, double mass)
             else below += weights[v];
             begun = 1;
         } else if (keys[v] > last) keys[v] = REMOVED;
-    for (int64_t v = 0; v < V; v++) weights[v] = keys[v] == REMOVED ? 0 : weights[v];
+    drop_removed(V, keys, weights);
+}
+
+/* x becomes the logits, -inf where banned. The largest of them; NaN where a logit is NaN or infinity. */
+static float begin(int64_t V, const float *logits, const uint8_t *banned, float *x)
+{
+    int finite = 1;
+    for (int64_t v = 0; v < V; v++) finite &= logits[v] < __builtin_inff(); /* false for NaN too */
+    if (!finite) return __builtin_nanf("");
+    if (banned)
+        for (int64_t v = 0; v < V; v++) x[v] = banned[v] ? -__builtin_inff() : logits[v];
+    else
+        for (int64_t v = 0; v < V; v++) x[v] = logits[v];
+    vec tops = all(-__builtin_inff());
+    int64_t v = 0;
+    for (; v + LANES <= V; v += LANES) tops = larger(tops, load(x + v));
+    float peaks[LANES], top = -__builtin_inff();
+    store(peaks, tops);
+    for (int i = 0; i < LANES; i++) top = peaks[i] > top ? peaks[i] : top;
+    for (; v < V; v++) top = x[v] > top ? x[v] : top;
+    return top;
 }
 
 static int64_t pick(int64_t V, const int32_t *weights, double mark)
@@ -98,27 +122,25 @@ void NAME(draw)(int64_t B, int64_t V, const float *logits, const struct row *row
     uint32_t *keys = (uint32_t *)x + V;
     int32_t *weights = (int32_t *)keys + V;
     for (int64_t b = 0; b < B; b++, rows++) {
-        const float *l = logits + b * V;
-        int64_t best = -1;
-        float top = -__builtin_inff();
-        int finite = 1;
-        for (int64_t v = 0; v < V; v++) finite &= l[v] < __builtin_inff(); /* false for NaN too */
-        for (int64_t v = 0; v < V; v++) {
-            x[v] = rows->banned && rows->banned[v] ? -__builtin_inff() : l[v];
-            if (x[v] > top) top = x[v], best = v;
+        float top = begin(V, logits + b * V, rows->banned, x);
+        ids[b] = -1;
+        if (!(top > -__builtin_inff())) continue;
+        if (rows->temperature == 0) {
+            for (ids[b] = 0; x[ids[b]] != top; ids[b]++)
+                ;
+            continue;
         }
-        ids[b] = finite ? best : -1;
-        if (ids[b] < 0 || rows->temperature == 0) continue;
         double clipped = rows->temperature > 1e-30 ? rows->temperature : 1e-30;
         float temperature = (float)(clipped < 1e30 ? clipped : 1e30);
-        for (int64_t v = 0; v < V; v++) {
-            x[v] = (x[v] - top) / temperature;
-            keys[v] = key(x[v]);
-            if (x[v] == -__builtin_inff()) keys[v] = REMOVED;
+        for (int64_t v = 0; v < V; v++) x[v] = (x[v] - top) / temperature;
+        weigh(V, x, weights);
+        int few = rows->top_k > 0 && rows->top_k < V, nucleus = rows->top_p < 1;
+        if (few || nucleus) {
+            for (int64_t v = 0; v < V; v++) keys[v] = x[v] == -__builtin_inff() ? REMOVED : key(x[v]);
+            if (few) keep_likeliest(V, keys, rows->top_k);
+            drop_removed(V, keys, weights);
+            if (nucleus) keep_mass(V, keys, weights, rows->top_p);
         }
-        if (rows->top_k > 0 && rows->top_k < V) keep_likeliest(V, keys, rows->top_k);
-        weigh(V, x, keys, weights);
-        if (rows->top_p < 1) keep_mass(V, keys, weights, rows->top_p);
         if (rows->least > -__builtin_inf())
             for (int64_t v = 0; v < V; v++)
                 if (!((double)x[v] >= rows->least)) weights[v] = 0;
