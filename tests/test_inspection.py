@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import random
-import shutil
 import sys
 
 import numpy as np
@@ -295,43 +294,38 @@ def test_html_holds_everything_and_nothing_of_the_text_is_markup(found, tmp_path
 
 
 @pytest.mark.slow
-def test_html_in_chromium(found, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make browser")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium: make browser")
+@pytest.mark.browser
+def test_html_in_chromium(found, tmp_path, chromium):
     write_html(found, tmp_path / "a.html", "Inside")
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        troubles: list[str] = []
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
-        page.on("dialog", lambda dialog: troubles.append("a dialog") or dialog.dismiss())
-        page.on("request", lambda request: request.url.startswith("file:") or troubles.append(request.url))
-        page.goto((tmp_path / "a.html").as_uri())
-        assert page.title() == "Inside" and page.locator("#text span").count() == 600
-        assert page.locator("#text").inner_text().startswith(NASTY[:20])
-        surprise = page.locator("#text span").nth(3).evaluate("e => e.style.background")
-        page.fill("#name", "c1.3")
-        page.locator("#name").dispatch_event("change")
-        shade = values_of(found, "c1.3")[3]
-        mixed = [255 + (full - 255) * abs(shade) for full in ((240, 120, 20) if shade >= 0 else (60, 130, 230))]
-        painted = page.locator("#text span").nth(3).evaluate("e => e.style.background")
-        assert painted != surprise
-        numbers = [int(n) for n in painted.removeprefix("rgb(").removesuffix(")").split(",")]
-        np.testing.assert_allclose(numbers, mixed, atol=3)
-        page.click("#after")
-        assert page.input_value("#name") == "c1.4"
-        page.locator("tr[data-name]").first.click()
-        assert page.input_value("#name") == found.findings[0].name
-        page.fill("#name", "c9.9")
-        page.locator("#name").dispatch_event("change")
-        assert "there is no c9.9" in page.locator("#error").inner_text()
-        page.locator("#text span").nth(2).hover()
-        assert "nats" in page.locator("#about").inner_text()
-        assert page.locator("svg polyline").count() >= 3
-        browser.close()
+    page = chromium.new_page()
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    page.on("dialog", lambda dialog: troubles.append("a dialog") or dialog.dismiss())
+    page.on("request", lambda request: request.url.startswith("file:") or troubles.append(request.url))
+    page.goto((tmp_path / "a.html").as_uri())
+    assert page.title() == "Inside" and page.locator("#text span").count() == 600
+    assert page.locator("#text").inner_text().startswith(NASTY[:20])
+    surprise = page.locator("#text span").nth(3).evaluate("e => e.style.background")
+    page.fill("#name", "c1.3")
+    page.locator("#name").dispatch_event("change")
+    shade = values_of(found, "c1.3")[3]
+    mixed = [255 + (full - 255) * abs(shade) for full in ((240, 120, 20) if shade >= 0 else (60, 130, 230))]
+    painted = page.locator("#text span").nth(3).evaluate("e => e.style.background")
+    assert painted != surprise
+    numbers = [int(n) for n in painted.removeprefix("rgb(").removesuffix(")").split(",")]
+    np.testing.assert_allclose(numbers, mixed, atol=3)
+    page.click("#after")
+    assert page.input_value("#name") == "c1.4"
+    page.locator("tr[data-name]").first.click()
+    assert page.input_value("#name") == found.findings[0].name
+    page.fill("#name", "c9.9")
+    page.locator("#name").dispatch_event("change")
+    assert "there is no c9.9" in page.locator("#error").inner_text()
+    page.locator("#text span").nth(2).hover()
+    assert "nats" in page.locator("#about").inner_text()
+    assert page.locator("svg polyline").count() >= 3
+    page.close()
     assert not troubles
 
 

@@ -8,7 +8,6 @@ import json
 import lzma
 import math
 import re
-import shutil
 import sys
 from html import unescape
 
@@ -238,24 +237,19 @@ def test_html_shows_text_and_runs_nothing(report, tmp_path):
 
 
 @pytest.mark.slow
-def test_html_in_chromium(report, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make browser")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium: make browser")
+@pytest.mark.browser
+def test_html_in_chromium(report, tmp_path, chromium):
     write_html(report, tmp_path / "a.html", "Report")
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        troubles: list[str] = []
-        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda request: request.url.startswith("file:") or troubles.append(request.url))
-        page.goto((tmp_path / "a.html").as_uri())
-        assert page.title() == "Report" and page.locator("svg").count() == 4
-        assert page.locator(".text").inner_text().startswith("<script>alert(1)</script>")
-        box = page.locator("svg polyline").first.bounding_box()
-        assert box is not None and box["width"] > 100
-        browser.close()
+    page = chromium.new_page()
+    troubles: list[str] = []
+    page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: request.url.startswith("file:") or troubles.append(request.url))
+    page.goto((tmp_path / "a.html").as_uri())
+    assert page.title() == "Report" and page.locator("svg").count() == 4
+    assert page.locator(".text").inner_text().startswith("<script>alert(1)</script>")
+    box = page.locator("svg polyline").first.bounding_box()
+    assert box is not None and box["width"] > 100
+    page.close()
     assert not troubles
 
 
