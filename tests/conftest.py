@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import random
 import shutil
 import socket
+import sys
 
 import pytest
 from hypothesis import settings
@@ -84,6 +86,41 @@ def no_network():
         yield
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache and a working folder of the test's own."""
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+class Done:
+    """What a command left behind."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out.splitlines()[-1])
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Calls `main` as the shell would; an exception that is not turned into an exit code fails the test."""
+    from textlstm import cli
+
+    def call(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["textlstm", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Done(end.value.code or 0, out, err)
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def chromium():
     """Debian's Chromium, driven by Playwright; where it is missing the test skips, or fails if one is required."""
@@ -100,3 +137,17 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=path, chromium_sandbox=os.geteuid() != 0)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def quiet_page(chromium):
+    """A page for files that ask for nothing but themselves; it fails the test on any error, message or dialog."""
+    page = chromium.new_page()
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("dialog", lambda dialog: troubles.append("a dialog") or dialog.dismiss())
+    page.on("request", lambda request: request.url.startswith("file:") or troubles.append(request.url))
+    yield page
+    page.close()
+    assert not troubles

@@ -29,37 +29,7 @@ SRC = Path(textlstm.__file__).parent.parent
 COMMANDS = list(cli.cli.commands)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-
-
-class Done:
-    """What a command left behind."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> dict:
-        return json.loads(self.out.splitlines()[-1])
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Calls `main` as the shell would; an exception that is not turned into an exit code fails the test."""
-
-    def call(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["textlstm", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Done(end.value.code or 0, out, err)
-
-    return call
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def make_model(path: Path, tokenizer=None, seed: int = 0, boundary: bool = True) -> Path:

@@ -18,12 +18,14 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
-from test_cli import cache, environment, make_model, run  # noqa: F401
+from test_cli import environment, make_model
 
 from textlstm import interactive
 from textlstm.errors import UsageError
 from textlstm.interactive import Conversation, answer, converse, terminal_reader
 from textlstm.model import Model
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 OPTIONS = {"max_chars": 20}
 
@@ -242,7 +244,7 @@ def test_lines_from_a_pipe(model):
 
 
 @pytest.mark.parametrize("more", [["--json"], ["--n", "2"], ["--beams", "2"], ["--best-of", "2"]])
-def test_what_is_not_interactive(run, model, more):  # noqa: F811
+def test_what_is_not_interactive(run, model, more):
     assert run("generate", model, "-i", *more).code == 2
 
 

@@ -32,9 +32,8 @@ def index_of(*texts: str) -> SuffixIndex:
 
 def brute_runs(text: str, sources: tuple[str, ...]) -> list[tuple[int, int]]:
     """All pieces of a text that stand in a source and cannot be made longer, in characters."""
-    inside = lambda a, b: any(text[a:b] in source for source in sources)  # noqa: E731
-    n = len(text)
-    pieces = [(a, b) for a in range(n) for b in range(a + 1, n + 1) if inside(a, b)]
+    places = [(a, b) for a in range(len(text)) for b in range(a + 1, len(text) + 1)]
+    pieces = [(a, b) for a, b in places if any(text[a:b] in source for source in sources)]
     return [(a, b) for a, b in pieces if not any((c <= a and b <= d and (c, d) != (a, b)) for c, d in pieces)]
 
 

@@ -3,7 +3,8 @@
     TEXTLSTM_CORPORA=FOLDER python benchmarks/quality/sweep.py --flops 2e13 --out sweep.jsonl \\
         "vocab-size=512 hidden-size=352" "vocab-size=1024 hidden-size=320 weight-decay=0.5"
 
-A configuration is a list of options of `textlstm train`, without the dashes; what it leaves out is the base below. The
+A configuration is a list of options of `textlstm train`, without the dashes (and unigram-bias=yes or no); what it
+leaves out is the base below, which does not follow the defaults of `train`, so that old lines stay comparable. The
 budget is counted in floating-point operations of the matrix products, so that a noisy machine does not change the
 result; seconds stand beside it. Runs that are in the file already are not repeated.
 
@@ -28,7 +29,7 @@ HELD_OUT = 111_540
 BASE = {
     "vocab-size": "1024", "hidden-size": "320", "num-layers": "2", "batch-size": "24", "seq-len": "64", "lr": "5e-3",
     "weight-decay": "0.1", "input-dropout": "0.1", "layer-dropout": "0.15", "output-dropout": "0.2",
-    "weight-dropout": "0.1", "ema": "0.99", "seed": "0",
+    "weight-dropout": "0.1", "ema": "0.99", "beta2": "0.99", "unigram-bias": "no", "seed": "0",
 }  # fmt: skip
 
 
@@ -57,7 +58,8 @@ def run(text: Path, flops: float, name: str) -> dict[str, object]:
     options = {**BASE, **dict(setting.split("=", 1) for setting in name.split())}
     options.setdefault("embed-size", options["hidden-size"])
     steps = steps_for(flops, options)
-    flags = [part for key, value in options.items() for part in (f"--{key}", value)]
+    bias = "--unigram-bias" if options.pop("unigram-bias") == "yes" else "--no-unigram-bias"
+    flags = [bias, *(part for key, value in options.items() for part in (f"--{key}", value))]
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "textlstm", "train", str(text), "--out", f"{folder}/run", "--steps", str(steps),
