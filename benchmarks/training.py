@@ -3,8 +3,8 @@
     GOMP_SPINCOUNT=2000 python benchmarks/training.py
 
 For each size: milliseconds a step, their ratio, and the share of the sgemm peak, which is measured in between. The
-operations are those of the matrix products; the text is random, which costs the same. The variable is what `train` sets
-for OpenMP's threads before it loads torch; this program loads it at once.
+operations are those of the matrix products; the text is random, which costs the same. The variable is what `train`
+sets for OpenMP's threads before it loads torch; this program loads it at once.
 """
 
 from __future__ import annotations
