@@ -242,3 +242,22 @@ def test_int8_writes_where_it_runs():
     assert writing_engine() == "int8"
     assert isinstance(load_engine(make_file(make_config()), writing_engine()), Int8Engine)
     assert kernels.load("no such instruction set") is None
+
+
+@needs_kernel
+def test_what_does_not_fit_is_refused_and_not_read():
+    """Compiled code would read memory that is not its own."""
+    file = make_file(make_config())
+    engine, ids, at = Int8Engine(file), random_ids(2, 5), np.array([4])
+    state = engine.zero_state(2)
+    for bad in (-1, file.config.vocab_size, 2**62):
+        wrong = ids.copy()
+        wrong[1, 3] = bad
+        with pytest.raises(IndexError, match="between 0 and"):
+            engine.run(wrong, state, at)
+    for place in (-1, 5):
+        with pytest.raises(IndexError, match="positions"):
+            engine.run(ids, state, np.array([place]))
+    with pytest.raises(ValueError, match="state of shape"):
+        engine.run(ids, engine.zero_state(1), at)
+    assert engine.run(ids, state, at)[0].shape == (2, 1, file.config.vocab_size)

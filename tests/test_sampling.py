@@ -558,3 +558,10 @@ def test_rows_and_logits_must_match():
     with pytest.raises(ValueError):
         sample(np.zeros((2, 3), np.float32), [make_row(3)])
     assert sample(np.zeros((0, 3)), []).tolist() == []
+
+
+def test_bans_of_another_length_are_refused():
+    row = make_row(4)
+    row.banned = np.zeros(3, np.bool_)
+    with pytest.raises((ValueError, IndexError)):
+        sample(np.zeros((1, 4), np.float32), [row])

@@ -274,6 +274,8 @@ def _draw(
     """The draw of quick rows, compiled."""
     B, V = logits_BV.shape
     logits_BV = np.ascontiguousarray(logits_BV)
+    if any(row.banned is not None and row.banned.shape != (V,) for row in rows):
+        raise ValueError(f"a row bans some of another number of ids than {V}")
     settings_B = np.array([row.compiled() for row in rows], kernels.ROW)
     ids_B, scratch = np.empty(B, np.int64), np.empty(3 * V, np.int32)
     kernel.draw(B, V, *map(kernels.address, (logits_BV, settings_B, scratch, ids_B)))

@@ -260,6 +260,9 @@ class _Packed:
     def run(self, ids_BT: NDArray[np.int64], state: State, positions_P: NDArray[np.int64]) -> tuple[Floats, State]:
         (B, T), P, V = ids_BT.shape, len(positions_P), self.config.vocab_size
         before = [np.ascontiguousarray(array, np.float32) for array in (state.h_LBH, state.c_LBH)]
+        shape = (self.config.num_layers, B, self.config.hidden_size)
+        if any(array.shape != shape for array in before):  # compiled code would read what lies beside them
+            raise ValueError(f"a state of shape {before[0].shape} where {shape} is needed")
         after = [np.empty_like(array) for array in before]
         logits_BPV = np.empty((B, P, V), np.float32)
         ids_BT = np.ascontiguousarray(ids_BT, np.int64)
@@ -272,7 +275,9 @@ class _Packed:
             job.h_before, job.c_before = map(address, before)
             job.h_after, job.c_after = map(address, after)
             job.logits = address(logits_BPV)
-            self._run(self._network, ctypes.pointer(job))
+            wrong = self._run(self._network, ctypes.pointer(job))
+        if wrong:
+            raise IndexError(f"ids must be between 0 and {V - 1}, and positions between 0 and {T - 1}")
         return logits_BPV, State(*after)
 
     def _resize(self, job: kernels.Job, B: int, T: int, P: int) -> None:

@@ -122,6 +122,7 @@ class Kernel:
         self.kind = kind
         self.pack = _function(getattr(library, f"pack_{kind}"), 5, 3)
         self.run = _function(getattr(library, f"run_{kind}"), 0, 2)
+        self.run.restype = c_int64
         self.draw = _function(getattr(library, f"draw_{kind}"), 2, 4)
         self.lstm_forward = _function(getattr(library, f"lstm_forward_{kind}", None), 0, 1)
         self.lstm_backward = _function(getattr(library, f"lstm_backward_{kind}", None), 0, 1)

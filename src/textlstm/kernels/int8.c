@@ -266,9 +266,13 @@ static void layer(const struct model *m, const struct job *job, int64_t l, const
 
 /* ---- called from Python ---------------------------------------------------------------------------------------- */
 
-void NAME(run)(const struct model *m, const struct job *job)
+/* 0, or 1 if an id or a position is none: then nothing is computed. */
+int64_t NAME(run)(const struct model *m, const struct job *job)
 {
-    int64_t N = job->rows * job->steps, M = job->rows * job->wanted, H = m->hidden, K = job->longest;
+    int64_t N = job->rows * job->steps, M = job->rows * job->wanted, H = m->hidden, K = job->longest, wrong = 0;
+    for (int64_t n = 0; n < N; n++) wrong |= job->ids[n] < 0 || job->ids[n] >= m->vocab;
+    for (int64_t p = 0; p < job->wanted; p++) wrong |= job->positions[p] < 0 || job->positions[p] >= job->steps;
+    if (wrong) return 1;
     float *y[2] = {job->outputs, job->outputs + N * H};
     for (int64_t l = 0; l < m->layers; l++) layer(m, job, l, y[~l & 1], y[l & 1]);
     const float *top = y[~m->layers & 1];
@@ -282,6 +286,7 @@ void NAME(run)(const struct model *m, const struct job *job)
         for (int64_t n = 0; n < M; n++) job->scales[n] = quantise(job->projected + n * E, E, job->bytes + n * K);
     }
     linear(m->head, M, job->bytes, K, job->scales, job->logits, m->vocab);
+    return 0;
 }
 
 /* q (N, K) into panels. Output u of group g of panel p is row p panel_stride + g group_stride + u; of each group there
