@@ -37,8 +37,8 @@ LAYERS = (
 # Pairs of one layer that are allowed, each for a reason.
 EXCEPTIONS = {("config", "errors")}
 MAY_IMPORT_TORCH = {
-    "network", "network.recurrence", "legacy", "trainer", "trainer.speed", "trainer.distributed", "trainer.launch",
-    "engine.torch", "run", "export.modeling_textlstm",
+    "network", "network.losses", "network.recurrence", "legacy", "trainer", "trainer.speed",
+    "trainer.distributed", "trainer.launch", "engine.torch", "run", "export.modeling_textlstm",
 }  # fmt: skip
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

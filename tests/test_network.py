@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from textlstm import network as network_module
 from textlstm.config import ModelConfig
-from textlstm.network import RecurrentLM, fused_lstm, plain_cross_entropy, reference_lstm
+from textlstm.network import RecurrentLM, fused_lstm, reference_lstm
 from textlstm.state import State
 
 NO_DROPOUT = dict.fromkeys(("input_dropout", "layer_dropout", "output_dropout", "weight_dropout"), 0.0)
@@ -411,17 +410,6 @@ def test_gradient_of_the_objective_by_finite_differences():
         assert slope == pytest.approx(parameter.grad.flatten()[place].item(), rel=1e-5), name
 
 
-def test_cross_entropy_function_is_what_loss_uses():
-    config = make_config()
-    network, features = make_network(config), torch.randn(6, 12, generator=seeded())
-    targets = torch.tensor([0, 3, 22, 5, 5, 1])
-    logs = log_softmax(network.logits(features).detach().numpy())
-    loss = plain_cross_entropy(*network.output_layer(features), targets, 0.2)
-    nats = -logs[np.arange(6), targets.numpy()].mean()
-    assert loss.nats.item() == pytest.approx(nats, abs=1e-5)
-    assert loss.objective.item() == pytest.approx(0.8 * nats - 0.2 * logs.mean(), abs=1e-5)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nll_agrees_with_log_softmax(shape):
     config = make_config(shape, **DROPOUT)
@@ -459,25 +447,6 @@ def test_initial_weights():
         assert tied.projection.weight.abs().max() <= 1 / math.sqrt(12)
     again = RecurrentLM(config, seeded())
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_chunked_cross_entropy_is_the_plain_one(monkeypatch, label_smoothing):
-    monkeypatch.setattr(network_module, "_CHUNK", 7 * 23)  # seven rows at a time, the last chunk shorter
-    # Fresh memory is often zero by chance; nothing may depend on what was in it.
-    monkeypatch.setattr(torch, "empty_like", lambda tensor: torch.full(tensor.shape, math.nan))
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(31, 5), (23, 5), (23,)]
-    sides = []
-    for loss in (network_module.plain_cross_entropy, network_module.chunked_cross_entropy):
-        generator.manual_seed(0)
-        tensors = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
-        targets = torch.randint(23, (31,), generator=generator)
-        result = loss(*tensors, targets, label_smoothing)
-        (3 * result.objective).backward()
-        sides.append([result.objective.detach(), result.nats, *(t.grad for t in tensors)])
-    for plain, chunked in zip(*sides, strict=True):
-        torch.testing.assert_close(plain, chunked, atol=1e-6, rtol=1e-5)
 
 
 def test_predicted_frequencies_before_training():

@@ -75,6 +75,16 @@ class Recurrence(Structure):
     ]
 
 
+class Rows(Structure):
+    """`struct rows` of softmax.c."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("number", "count")),
+        *((name, c_int64) for name in ("rows", "ids")),
+        *((name, c_void_p) for name in ("bias", "logits", "peak", "sum")),
+    ]
+
+
 #: `struct row` of sampling.c.
 ROW = np.dtype(
     [("temperature", "f8"), ("top_p", "f8"), ("least", "f8"), ("mark", "f8"), ("top_k", "i8"), ("banned", "i8")]
@@ -124,12 +134,13 @@ class Kernel:
         self.run = _function(getattr(library, f"run_{kind}"), 0, 2)
         self.run.restype = c_int64
         self.draw = _function(getattr(library, f"draw_{kind}"), 2, 4)
+        self.exponentials = _function(getattr(library, f"exponentials_{kind}"), 0, 1)
         self.lstm_forward = _function(getattr(library, f"lstm_forward_{kind}", None), 0, 1)
         self.lstm_backward = _function(getattr(library, f"lstm_backward_{kind}", None), 0, 1)
 
 
-def run_side_by_side(function: Any, job: Recurrence, threads: int) -> None:
-    """Runs `lstm_forward` or `lstm_backward` on the threads of the OpenMP library that is loaded, or on one."""
+def run_side_by_side(function: Any, job: Recurrence | Rows, threads: int) -> None:
+    """Runs a function that shares its work on the threads of the OpenMP library that is loaded, or on one."""
     openmp = _openmp()
     if openmp is None or threads == 1:
         function(ctypes.byref(job))

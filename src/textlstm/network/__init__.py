@@ -4,14 +4,14 @@ Shape letters: B rows, T time, V vocabulary, E embedding, H hidden, L layers, N 
 first, because that is how the fused kernels read it (with the batch first, torch transposes and copies).
 
 The state comes in as an argument and goes out as a result. Dropout happens where a generator is passed and nowhere
-else, so there is no train or eval mode. How a layer runs through time is in `network.recurrence`.
+else, so there is no train or eval mode. How a layer runs through time is in `network.recurrence`, the loss of the
+output layer in `network.losses`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textlstm.config import ModelConfig
+from textlstm.network.losses import Loss, cross_entropy
 from textlstm.network.recurrence import Recurrence, fused_lstm, lstm, reference_lstm
 from textlstm.state import State
 
@@ -57,19 +58,6 @@ class Matrix(nn.Module):
             self.weight = nn.Parameter(torch.empty(rows, columns))
         if bias:
             self.bias = nn.Parameter(torch.empty(rows))
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What one training step minimises, and its parts.
-
-    Attributes:
-        objective: mean cross-entropy with label smoothing, plus penalties; nats per token.
-        nats: mean cross-entropy alone; nats per token.
-    """
-
-    objective: Tensor
-    nats: Tensor
 
 
 class Features(NamedTuple):
@@ -276,8 +264,6 @@ class RecurrentLM(nn.Module):
         features = self.features(x_BT, state, generator, lanes=lanes)
         targets_N = y_BT.T.reshape(-1)
         features_NH = features.dropped_TBH.flatten(0, 1)
-        large = targets_N.numel() * self.config.vocab_size > CHUNKED_ABOVE
-        cross_entropy = chunked_cross_entropy if large else plain_cross_entropy
         nats = cross_entropy(*self.output_layer(features_NH), targets_N, label_smoothing)
         objective = nats.objective
         if activation_penalty:
@@ -286,87 +272,6 @@ class RecurrentLM(nn.Module):
             objective = objective + temporal_penalty * features.raw_TBH.diff(dim=0).pow(2).mean()
         after = State(features.state.h_LBH.detach(), features.state.c_LBH.detach())
         return Loss(objective, nats.nats), after
-
-
-#: Logits in a batch above which the chunked loss is used: 8 M are 32 MB of float32.
-CHUNKED_ABOVE = 1 << 23
-_CHUNK = 1 << 25  # logits at once, 134 MB; 1 << 23 to 1 << 27 were tried, below this is slower (docs/log.md)
-
-
-def plain_cross_entropy(
-    inputs_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, targets_N: Tensor, label_smoothing: float
-) -> Loss:
-    """Mean cross-entropy (nats per token) of a linear output layer, the slow and obvious way."""
-    logits_NV = nn.functional.linear(inputs_NE, weight_VE, bias_V)
-    objective = nn.functional.cross_entropy(logits_NV, targets_N, label_smoothing=label_smoothing)
-    if not label_smoothing:
-        return Loss(objective, objective.detach())
-    return Loss(objective, nn.functional.cross_entropy(logits_NV.detach(), targets_N))
-
-
-def chunked_cross_entropy(
-    inputs_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, targets_N: Tensor, label_smoothing: float
-) -> Loss:
-    """The same in one buffer of bounded size: some rows at a time, the gradient computed on the way.
-
-    With 2,048 tokens and 50,257 ids the logits, their logarithms and their gradients would be 411 MB each; docs/log.md
-    has what that costs.
-    """
-    objective, nats = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        inputs_NE, weight_VE, bias_V, targets_N, label_smoothing
-    )
-    return Loss(objective, nats.detach())
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """d loss / d logits = (softmax - target) / N, which needs nothing that the forward pass does not have."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, inputs_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, targets_N: Tensor, label_smoothing: float
-    ) -> tuple[Tensor, Tensor]:
-        N, V = len(targets_N), len(weight_VE)
-        grad_inputs_NE, grad_weight_VE, grad_bias_V = map(torch.empty_like, (inputs_NE, weight_VE, bias_V))
-        nats = inputs_NE.new_zeros((), dtype=torch.float64)
-        spread = torch.zeros_like(nats)
-        rows = min(N, max(1, _CHUNK // V))
-        buffer_RV = inputs_NE.new_empty(rows, V)  # one for all chunks: fresh memory costs a page fault every 4 kB
-        for start in range(0, N, rows):
-            x_RE, y_R = inputs_NE[start : start + rows], targets_N[start : start + rows]
-            logits_RV = torch.addmm(bias_V, x_RE, weight_VE.T, out=buffer_RV[: len(y_R)])
-            peak_R1 = logits_RV.amax(1, keepdim=True)
-            chosen_R1 = logits_RV.gather(1, y_R[:, None])
-            mean_R = logits_RV.mean(1) if label_smoothing else chosen_R1[:, 0]
-            exp_RV = logits_RV.sub_(peak_R1).exp_()
-            sum_R1 = exp_RV.sum(1, keepdim=True)
-            total_R1 = peak_R1 + sum_R1.log()
-            nats += (total_R1 - chosen_R1).sum()
-            spread += (total_R1[:, 0] - mean_R).sum()
-            # softmax / N = exp / (N sum): dividing the narrow factor of each product spares passes over the wide
-            # ones, and the first chunk writes where the others add, which spares filling with zeros.
-            sum_R1.mul_(N)
-            kept = 0 if start == 0 else 1
-            torch.mm(exp_RV, weight_VE, out=grad_inputs_NE[start : start + rows]).div_(sum_R1)
-            grad_weight_VE.addmm_(exp_RV.T, x_RE / sum_R1, beta=kept)
-            grad_bias_V.addmv_(exp_RV.T, 1 / sum_R1[:, 0], beta=kept)
-        keep, everywhere = (1 - label_smoothing) / N, label_smoothing / V / N
-        grad_inputs_NE.sub_(weight_VE[targets_N], alpha=keep)
-        grad_weight_VE.index_add_(0, targets_N, inputs_NE, alpha=-keep)
-        grad_bias_V.index_add_(0, targets_N, torch.ones_like(inputs_NE[:, 0]), alpha=-keep)
-        if label_smoothing:
-            grad_inputs_NE -= everywhere * weight_VE.sum(0)
-            grad_weight_VE -= everywhere * inputs_NE.sum(0)
-            grad_bias_V -= everywhere * N
-        ctx.save_for_backward(grad_inputs_NE, grad_weight_VE, grad_bias_V)
-        objective = ((1 - label_smoothing) * nats + label_smoothing * spread) / N
-        mean = (nats / N).to(inputs_NE.dtype)
-        ctx.mark_non_differentiable(mean)
-        return objective.to(inputs_NE.dtype), mean
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight, bias = ctx.saved_tensors
-        return inputs * grad, weight.mul_(grad) if grad != 1 else weight, bias * grad, None, None
 
 
 def _drop(
