@@ -27,7 +27,7 @@ from textlstm.corpus import LaneReader
 from textlstm.trainer import Trainer
 
 VOCAB, EMBED, HIDDEN, BATCH, LENGTH = 50_257, 192, 512, 8, 256
-RUNS = 4
+RUNS = 12
 
 
 class LoopLSTM(nn.Module):
@@ -60,8 +60,11 @@ def baseline_step(ids: torch.Tensor) -> Callable[[], None]:
     network = LoopLSTM()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
 
+    logits: torch.Tensor | None = None
+
     def step() -> None:
-        _, loss = network(ids[:, :-1], ids[:, 1:])  # the logits live until the step ends, as in the original
+        nonlocal logits  # they live until the next forward pass has ended, as in the original
+        logits, loss = network(ids[:, :-1], ids[:, 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -5,6 +5,7 @@ Shape letters: N tokens, V vocabulary, E width of the output layer's input, R ro
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_inputs_NE, grad_weight_VE, grad_bias_V = map(torch.empty_like, (inputs_NE, weight_VE, bias_V))
         nats = inputs_NE.new_zeros((), dtype=torch.float64)
         spread = torch.zeros_like(nats)
-        rows = min(N, max(1, _CHUNK // V))
+        rows = math.ceil(N / math.ceil(N * V / _CHUNK))  # equal chunks: products with few rows are slow
         buffer_RV = inputs_NE.new_empty(rows, V)  # one for all chunks: fresh memory costs a page fault every 4 kB
         for start in range(0, N, rows):
             x_RE, y_R = inputs_NE[start : start + rows], targets_N[start : start + rows]
