@@ -24,6 +24,7 @@ from textlstm import interactive
 from textlstm.errors import UsageError
 from textlstm.interactive import Conversation, answer, converse, terminal_reader
 from textlstm.model import Model
+from textlstm.novelty import SuffixIndex
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -127,6 +128,24 @@ def test_settings_stay(conversation):
     assert "temperature 0.25\n" in shown and "stop-at-end True" in shown
 
 
+def test_copies_are_limited_across_answers(conversation):
+    whole = conversation.session.branch().generate(max_chars=60)
+    conversation._index = {"itself": SuffixIndex.of_texts([whole])}.__getitem__
+    with pytest.raises(UsageError, match="needs a copy-source"):
+        hear(conversation, "/set max-copy 4")
+    hear(conversation, "/set copy-source itself")
+    hear(conversation, "/set max-copy 4")
+    assert hear(conversation, "/set").endswith("\nmax-copy 4")
+    for _ in range(12):
+        hear(conversation, "/set max-chars 3")
+        hear(conversation, "")
+    assert conversation._index("itself").novelty(conversation.session.text).longest == 4
+    with pytest.raises(UsageError, match="needs a copy-source"):
+        hear(conversation, "/set copy-source off")
+    hear(conversation, "/set max-copy off")
+    hear(conversation, "/set copy-source off")
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
@@ -136,7 +155,8 @@ def test_settings_stay(conversation):
         ("/set temperature -1", "0 or more"), ("/set max-chars 1.5", "a whole number"),
         ("/set stop-at-end maybe", "on or off"), ("/set regex a(", "regular"),
         ("/set max-tokens -1", "0 or more"), ("/set regex", "a text"), ("/set zzz 1", "known are"),
-        ("/load ../x/y", "no session"), ("/", "no command"),
+        ("/load ../x/y", "no session"), ("/", "no command"), ("/set max-copy 4", "copy-source"),
+        ("/set copy-source", "a file"), ("/set max-copy few", "a whole number"),
     ],
 )  # fmt: skip
 def test_commands_that_cannot_be_meant(conversation, line, problem):
@@ -158,7 +178,7 @@ def test_help_names_all_commands():
     ("begun", "expected"),
     [
         ("/l", ["/load"]), ("/re", ["/redo", "/reset"]), ("/load ", ["one", "two"]), ("/save tw", ["two"]),
-        ("/set tempe", ["temperature"]), ("/set max-", ["max-tokens", "max-chars"]), ("Once /l", []),
+        ("/set tempe", ["temperature"]), ("/set max-", ["max-tokens", "max-chars", "max-copy"]), ("Once /l", []),
         ("/undo ", []), ("", []),
     ],
 )  # fmt: skip

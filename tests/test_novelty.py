@@ -184,6 +184,46 @@ def test_a_parrot_is_kept_from_copying(most):
         model.generate("the", max_copy=5)
 
 
+@pytest.mark.parametrize("most", [3, 8])
+def test_a_session_counts_a_run_from_where_it_began(most):
+    """Bits that are each shorter than a run make none together, whether they were fed, written or held back."""
+    source = "theTHE abcdfgijklmnopqrsuvwxyz0123456789ABCDFGIJKLMNOPQRS"
+    tokenizer = CharTokenizer.from_text(source, byte_fallback=False)
+    model, index = parrot(source, tokenizer), index_of(source)
+    guard = {"max_copy": most, "copy_source": index}
+    free = model.session(1)
+    free.feed("the")
+    assert index.novelty("the" + "".join(free.generate(max_tokens=2) for _ in range(20))).longest > most
+    for seed in range(4):
+        session = model.session(seed)
+        session.feed(source[:3])
+        for number in range(40):
+            if number % 9 == 5:
+                session.feed("01")  # what follows them in the source goes on with these two
+            session.generate(max_tokens=2, stop="bz", **guard)
+        assert index.novelty(session.text).longest <= most, session.text
+        whole = model.session(seed)
+        whole.feed("the")
+        assert whole.generate(max_chars=30, **guard) == model.generate("the", seed=seed, max_chars=30, **guard)
+    with pytest.raises(UsageError, match="copy-source"):
+        session.generate(max_copy=5)
+    with pytest.raises(UsageError, match="below 10,000"):
+        session.generate(max_copy=10_000, copy_source=index)
+
+
+def test_where_all_that_is_left_would_be_copied():
+    tokenizer = CharTokenizer("ab", byte_fallback=False)
+    model = parrot("ab", tokenizer)
+    guard = {"max_copy": 1, "copy_source": index_of("aabbab ba")}
+    with pytest.raises(UsageError, match="allow longer copies"):
+        model.generate("a", max_tokens=9, **guard)
+    session = model.session(0)
+    session.feed("a")
+    with pytest.raises(UsageError, match="allow longer copies"):
+        session.generate(max_tokens=9, **guard)
+    assert session.text == "a" and session.generate(max_tokens=2) in ("ba", "bb", "ab", "aa")
+
+
 def test_a_text_that_copies_nothing_is_not_changed():
     tokenizer = ByteTokenizer()
     config = ModelConfig(257, 8, 8, 1)
@@ -216,5 +256,6 @@ def test_generate_and_score_tell_what_is_copied(cache, tmp_path, monkeypatch, ca
     code, out, _ = run("score", "shakespeare", source, "--copy-source", source, "--json")
     report = json.loads(out.splitlines()[-1])
     assert code == 0 and report["novelty"][0]["copied_40"] == 1
-    assert run("generate", "shakespeare", "--max-copy", "5")[0] == 2
+    code, _, err = run("generate", "shakespeare", "--max-copy", "5")
+    assert code == 2 and "copy-source" in err and "learnt from shakespeare" in err
     assert run("generate", "shakespeare", "--copy-source", "absent.txt")[0] == 2

@@ -256,7 +256,9 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
 @click.option("--n", type=click.IntRange(min=1), default=1, help="Write this many texts.")
 @click.option("--copy-source", help="Text, file or corpus in which copied runs are looked for, and reported.")
 @click.option(
-    "--max-copy", type=click.IntRange(min=1), help="Write no verbatim run of the copy-source longer than this."
+    "--max-copy",
+    type=click.IntRange(min=1),
+    help="Write no verbatim run of the copy-source longer than this.  [default source: what a run was trained on]",
 )
 @click.option("--no-echo", is_flag=True, help="Do not repeat the prompt; --json never does.")
 @click.option(
@@ -309,16 +311,15 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
     loaded = Model.load(model, values["engine"], values["threads"])
     if values["interactive"]:
-        others = beams, best_of, values["max_copy"], values["copy_source"]
-        if as_json or values["n"] > 1 or any(other is not None for other in others):
+        if as_json or values["n"] > 1 or beams is not None or best_of is not None:
             raise click.UsageError(
-                "--interactive writes one text at a time, and looks for no copies: leave out --json, --n, --beams, "
-                "--best-of, --max-copy, --copy-source"
+                "--interactive writes one text at a time: leave out --json, --n, --beams, --best-of"
             )
-        _converse(loaded, prompt, sampling, {**ends, **pattern.to_dict()}, seed, quiet)
+        copies = {"max_copy": values["max_copy"], "copy_source": _copy_index(model, values, quiet)}
+        _converse(loaded, prompt, sampling, {**ends, **pattern.to_dict(), **copies}, seed, quiet)
         return
     engine = loaded.engine
-    index = None if values["copy_source"] is None else _suffix_index(values["copy_source"], quiet)
+    index = _copy_index(model, values, quiet)
     guard = loaded.copy_guard(values["max_copy"], index)
     number = values["n"] if best_of is None else best_of
     writers = loaded.writers(number, sampling, limits, seed, loaded.pattern(pattern), guard)
@@ -363,10 +364,24 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
 
 
 def _suffix_index(source: str, quiet: bool) -> Any:
+    return _index_of([source], CorpusConfig(), quiet)
+
+
+def _copy_index(model: str, values: dict[str, Any], quiet: bool) -> Any:
+    """The index of the copy-source; without one, where copies are limited, of the text a run was trained on."""
+    from textlstm.registry import find_model, training_text
+
+    if values["copy_source"] is not None:
+        return _suffix_index(values["copy_source"], quiet)
+    found = None if values["max_copy"] is None else training_text(find_model(model))
+    return None if found is None else _index_of(*found, quiet)
+
+
+def _index_of(sources: Sequence[str], config: CorpusConfig, quiet: bool) -> Any:
     from textlstm.corpus import read_sources
     from textlstm.novelty import SuffixIndex
 
-    loaded = read_sources([source], CorpusConfig(), _notice(quiet))
+    loaded = read_sources(sources, config, _notice(quiet))
     return SuffixIndex.of_texts(document.text for document in loaded.documents)
 
 
@@ -392,7 +407,8 @@ def _converse(
 
     if all(options[name] is None for name in ("max_tokens", "max_chars")):
         options["max_chars"] = 300
-    conversation = Conversation(model, model.session(seed, **sampling.to_dict()), options)
+    session = model.session(seed, **sampling.to_dict())
+    conversation = Conversation(model, session, options, index=lambda source: _suffix_index(source, quiet))
     in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if in_terminal and not quiet:
         click.echo("Type a text and the model goes on; /help lists the commands, Ctrl-D leaves.", err=True)

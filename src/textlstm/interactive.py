@@ -27,11 +27,15 @@ from textlstm.corpus.named import cache_dir
 from textlstm.errors import TextLSTMError, UsageError
 from textlstm.generation.session import Session
 from textlstm.model import Model
+from textlstm.novelty import SuffixIndex
 
 _MAX_UNDO = 20
 _NAME = re.compile(r"\w[\w.-]*")
-_LIMITS: dict[str, Any] = {"max_tokens": int, "max_chars": int, "stop": str, "stop_at_end": bool}
+_LIMITS: dict[str, Any] = {
+    "max_tokens": int, "max_chars": int, "stop": str, "stop_at_end": bool, "copy_source": SuffixIndex, "max_copy": int,
+}  # fmt: skip
 _YES, _NO = ("on", "yes", "true"), ("off", "no", "none", "false")
+_WORDS = {int: "a whole number", float: "a number", bool: "on or off", str: "a text"}
 
 HELP = """Type a text: the model reads it and goes on. Enter alone lets it write on; \\n is a line break.
 Ctrl-C stops the text, Ctrl-D leaves.
@@ -56,12 +60,19 @@ class Conversation:
         session: where it begins.
         options: how each answer is written, as of `Session.stream`.
         folder: where sessions are saved by name.
+        index: makes the index of a text that must not be copied.
     """
 
     def __init__(
-        self, model: Model, session: Session, options: dict[str, Any], folder: Path = Path("sessions")
+        self,
+        model: Model,
+        session: Session,
+        options: dict[str, Any],
+        folder: Path = Path("sessions"),
+        index: Callable[[str], SuffixIndex] | None = None,
     ) -> None:
         self.model, self.session, self.options, self.folder = model, session, options, folder
+        self._index = index
         self.over = False
         self._start, self._branches = session.branch(), dict[str, Session]()
         self._past: list[Session] = []
@@ -167,7 +178,11 @@ class Conversation:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise UsageError(f"there is no setting {name}; {hint}".replace("_", "-"))
-        read = _read(name, known[name], value.strip())
+        value = value.strip()
+        if name == "copy_source" and self._index is not None and value.lower() not in ("", *_NO):
+            read: Any = self._index(value)
+        else:
+            read = _read(name, known[name], value)
         if name in _sampling_settings():
             self.session.sampling = self.session.sampling.replace(**{name: read})
         else:
@@ -223,7 +238,7 @@ def _read(name: str, kind: Any, value: str) -> Any:
     try:
         return {float: float, int: int}[kind](value)
     except (KeyError, ValueError) as error:
-        words = {int: "a whole number", float: "a number", bool: "on or off", str: "a text"}[kind]
+        words = _WORDS.get(kind, "a text, a file or a corpus")
         raise UsageError(f"{name.replace('_', '-')} must be {words}, not {value!r}") from error
 
 

@@ -181,10 +181,16 @@ class Model:
         if max_copy is None:
             return None
         if source is None:
-            raise UsageError("max-copy needs a copy-source: the text that must not be copied")
+            raise UsageError(
+                f"max-copy needs a copy-source: the text that must not be copied (this model learnt from {self.title})"
+            )
+        return self._guards(source, max_copy)
+
+    @cached_property
+    def _guards(self) -> Callable[[SuffixIndex, int], CopyGuard]:
         from textlstm.novelty import CopyGuard
 
-        return CopyGuard(source, self.tokenizer, max_copy)
+        return lru_cache(2)(lambda source, most: CopyGuard(source, self.tokenizer, most))
 
     def stream(
         self,

@@ -64,6 +64,9 @@ class SuffixIndex:
     def __init__(self, source: bytes | mmap.mmap, suffixes: NDArray[np.integer[Any]]) -> None:
         self._source, self._suffixes = source, suffixes
 
+    def __str__(self) -> str:
+        return f"a text of {len(self._source):,} bytes"
+
     @classmethod
     def of_texts(cls, texts: Iterable[str]) -> SuffixIndex:
         """The index of some documents, from the cache or made now: four bytes of disk for each byte of text.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from textlstm.errors import TextLSTMError, UsageError
+from textlstm.config import CorpusConfig
+from textlstm.errors import ConfigError, TextLSTMError, UsageError
 from textlstm.model_file import ModelFile, read_model
 
 MODEL_FILE = "model.safetensors"
@@ -40,6 +42,16 @@ def find_model(name: str | Path) -> Path:
     near = difflib.get_close_matches(str(name), shipped, n=1)
     hint = f"did you mean the shipped model {near[0]!r}?" if near else f"shipped models are {', '.join(shipped)}"
     raise UsageError(f"there is no model {str(name)!r}; {hint}")
+
+
+def training_text(model: Path) -> tuple[list[str], CorpusConfig] | None:
+    """The sources that a model was trained on and how they were read, as its run folder says; None if it does not."""
+    try:
+        values = json.loads((model.parent / "config.json").read_bytes())
+        sources = [str(source) for source in values["sources"]]
+        return (sources, CorpusConfig.from_dict(values["corpus"])) if sources and "-" not in sources else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
+        return None
 
 
 def find_model_by_identity(beginning: str) -> ModelFile:

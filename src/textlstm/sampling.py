@@ -310,7 +310,8 @@ def _distributions(
             x_BV[on] = penalize(x_BV[on].astype(np.float64), repetition, frequency, presence, seen, counts)
     best_B = x_BV.argmax(-1).astype(np.int64)
     top_B = x_BV[np.arange(len(rows)), best_B]
-    _require_finite(top_B, UsageError, "no token is left to draw; ban fewer tokens, or use smaller penalties", numbers)
+    nothing = "no token is left to draw; ban fewer tokens, use smaller penalties, or allow longer copies"
+    _require_finite(top_B, UsageError, nothing, numbers)
     with np.errstate(over="ignore"):
         x_BV -= top_B[:, None]  # so that a tiny temperature sends logits to -inf, never to +inf
     drawing = [i for i, row in enumerate(rows) if row.config.temperature > 0]

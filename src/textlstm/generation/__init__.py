@@ -117,8 +117,13 @@ class Writer:
     def read(self, ids: Ints) -> None:
         """Takes the ids of the prompt."""
         self.row.read(ids)
+        if self._forbidden is not None:
+            self.follow(self._tokenizer.decode_bytes(ids))
+
+    def follow(self, before: bytes) -> None:
+        """Takes the bytes that the text goes on from, which `forbidden` heeds."""
         if self._forbidden is not None and self.reason is None:
-            self._written += self._tokenizer.decode_bytes(ids)
+            self._written += before
             self._aim()
 
     def push(self, id: int) -> str:

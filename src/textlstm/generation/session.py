@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from textlstm.generation import Limits, Writer
 from textlstm.generation.pattern import Pattern
 from textlstm.sampling import sample
 from textlstm.state import State
-from textlstm.tokenizer import TextStream, Tokenizer
+from textlstm.tokenizer import TextStream, Tokenizer, text_to_bytes
 
 TAIL = 10_000  # characters of the text that a session remembers as text
 _FORMAT = "textlstm-session 1"
@@ -47,6 +47,14 @@ class Owner(Protocol):
     @property
     def engine(self) -> Engine: ...
     def pattern(self, config: PatternConfig) -> Pattern | None: ...
+    def copy_guard(self, max_copy: int | None, source: Any) -> Guard | None: ...
+
+
+class Guard(Protocol):
+    """What keeps a text from copying, as `textlstm.novelty` has it."""
+
+    @property
+    def forbidden(self) -> Callable[[bytearray], NDArray[np.int64]]: ...
 
 
 class Session:
@@ -99,17 +107,28 @@ class Session:
         max_chars: int | None = None,
         stop: Sequence[str] = (),
         stop_at_end: bool = False,
+        max_copy: int | None = None,
+        copy_source: Any = None,
         **options: Any,
     ) -> Iterator[str]:
-        """Goes on writing, piece by piece; arguments as in `Model.generate`: patterns, limits and sampling."""
+        """Goes on writing, piece by piece; arguments as in `Model.generate`: patterns, limits, copies and sampling.
+
+        A run that is copied counts from where it began in the text of the session, fed or written.
+        """
         pattern = self._model.pattern(PatternConfig.taken_from(options))
+        guard = self._model.copy_guard(max_copy, copy_source)
+        if max_copy is not None and max_copy >= TAIL:
+            raise UsageError(f"max-copy must be below {TAIL:,} in a session, which remembers no more, not {max_copy}")
         limits = Limits(max_tokens, max_chars, tuple([stop] if isinstance(stop, str) else stop), stop_at_end)
         sampling = self.sampling.replace(**options)
         if pattern is not None:
             self._settle()
         config, held = self._model.config, (self._held, self._stream)
         shape = config.vocab_size, config.boundary_id
-        writer = Writer(self._model.tokenizer, *shape, sampling, limits, self.rng, pattern, held)
+        forbidden = None if guard is None else guard.forbidden
+        writer = Writer(self._model.tokenizer, *shape, sampling, limits, self.rng, pattern, held, forbidden)
+        if guard is not None:
+            writer.follow(self._before())
         if writer.row.penalized:
             writer.row.seen = self._fed_V + self._written_V > 0
             writer.row.counts = self._written_V.astype(np.int32)
@@ -152,6 +171,11 @@ class Session:
             self._go_back()
         if text:
             yield text
+
+    def _before(self) -> bytes:
+        """What the next token follows: the end of the text as bytes, and what was drawn and is not shown."""
+        settled = self.text[: len(self.text) - self._shown]
+        return text_to_bytes(settled) + self._model.tokenizer.decode_bytes(self._ahead)
 
     def _note(self, text: str) -> None:
         self.text, self.chars = (self.text + text)[-TAIL:], self.chars + len(text)
