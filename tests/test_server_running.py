@@ -168,7 +168,7 @@ def test_who_takes_nothing_is_let_go(monkeypatch):
         if len(sent) == 4:
             await asyncio.Event().wait()
 
-    asyncio.run(stream.EventStream(chunks(), {"x-y": "z"}).stream_response(send))
+    asyncio.run(stream.EventStream(chunks(), {"x-y": "z"}).send(send))
     assert [message["type"].rpartition(".")[2] for message in sent] == ["start", "body", "body", "body"]
     assert all(message["more_body"] for message in sent[1:]) and closed == [True]
     assert {(b"x-y", b"z"), (b"content-type", b"text/event-stream")} <= set(sent[0]["headers"])

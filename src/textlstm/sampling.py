@@ -44,6 +44,7 @@ class Row:
     ) -> None:
         self.config, self.rng, self.banned = config, rng, banned
         self._compiled: tuple[float, float, float, int] | None = None  # what `kernels.ROW` takes of the settings
+        self._address: tuple[Bools | None, int] = (None, 0)  # of what was banned last
         self.penalties = (config.repetition_penalty, config.frequency_penalty, config.presence_penalty)
         self.penalized = self.penalties != (1, 0, 0)
         self.seen: Bools = np.zeros(vocab_size if self.penalized else 0, np.bool_)
@@ -62,10 +63,10 @@ class Row:
         assert self._compiled is not None
         temperature, top_p, least, top_k = self._compiled
         mark = self.rng.random() if temperature > 0 else 0.0
-        if self.banned is None:
-            return temperature, top_p, least, mark, top_k, 0
-        self.banned = np.ascontiguousarray(self.banned, np.bool_)
-        return temperature, top_p, least, mark, top_k, kernels.address(self.banned)
+        if self._address[0] is not self.banned:
+            self.banned = None if self.banned is None else np.ascontiguousarray(self.banned, np.bool_)
+            self._address = self.banned, 0 if self.banned is None else kernels.address(self.banned)
+        return temperature, top_p, least, mark, top_k, self._address[1]
 
     def read(self, ids: npt.ArrayLike) -> None:
         """Notes tokens of the prompt (T,), which only the repetition penalty heeds."""

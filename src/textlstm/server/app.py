@@ -7,8 +7,8 @@ import contextlib
 import logging
 import re
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -35,12 +35,11 @@ from textlstm.server.protocol import (
     XrayBody,
 )
 from textlstm.server.scoring import score, xray
-from textlstm.server.stream import DONE, PING, EventStream, event
+from textlstm.server.stream import DONE, PING, EventStream, event, unless_left
 from textlstm.server.stream import encode as encode_json
 from textlstm.server.writing import Work, encode, plan_writing, require
 
 LOG = logging.getLogger("textlstm.server")
-T = TypeVar("T")
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 
 
@@ -152,23 +151,6 @@ def _add_errors(app: FastAPI) -> None:
         return Json(ApiError(500, "something went wrong; the server's log has the reason").body(), 500)
 
 
-async def unless_left(request: Request, work: Awaitable[T]) -> T | None:
-    """The result of some work, or None if the client left before; then the work is cancelled."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, leaving = asyncio.ensure_future(work), asyncio.create_task(left())
-    try:
-        await asyncio.wait([task, leaving], return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
-    finally:
-        for one in (task, leaving):
-            one.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
-
-
 def ignored(body: Body) -> dict[str, str]:
     """The header that names fields which nothing came of."""
     names = [name for name in (body.model_extra or {}) if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name, re.ASCII)]
@@ -207,13 +189,13 @@ def _add_writing(app: FastAPI, hub: Hub) -> None:
     async def scores(request: Request, body: ScoreBody) -> Response:
         """What texts cost under the model."""
         served = hub.find(body.model)
-        result = await unless_left(request, score(hub, served, body))
+        result = await unless_left(request.receive, score(hub, served, body))
         return Response(status_code=499) if result is None else Json(result, headers=ignored(body))
 
     @app.post("/v1/xray")
     async def inside(request: Request, body: XrayBody) -> Response:
         """What neurons do over a text."""
-        result = await unless_left(request, xray(hub, hub.find(body.model), body))
+        result = await unless_left(request.receive, xray(hub, hub.find(body.model), body))
         return Response(status_code=499) if result is None else Json(result, headers=ignored(body))
 
 
@@ -226,7 +208,7 @@ async def _write(request: Request, work: Work, kind: type[answers.Answer]) -> Re
     if work.body.stream:
         # At a shutdown the scheduler ends the streams, with an error where they are late.
         return EventStream(_stream(work, answer, line), ignored(work.body))
-    choices = await unless_left(request, work.whole())
+    choices = await unless_left(request.receive, work.whole())
     _note(work, line)
     if choices is None:
         line["left"] = True
@@ -245,14 +227,13 @@ async def _stream(work: Work, answer: answers.Answer, line: dict[str, Any]) -> A
         async with contextlib.aclosing(work.pieces()) as news:
             async for pieces in news:
                 yield answer.events(pieces) if pieces else PING
-        if last := answer.last_event():
-            yield last
+        last = answer.last_event()
     except ApiError as error:
         line["error"] = error.status
-        yield event(error.body())
+        last = event(error.body())
     finally:
         _note(work, line)
-    yield DONE
+    yield last + DONE
 
 
 def _add_models(app: FastAPI, hub: Hub) -> None:

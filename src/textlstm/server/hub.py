@@ -20,7 +20,7 @@ from textlstm.server.protocol import ApiError
 from textlstm.server.scheduler import News, Point, Scheduler
 from textlstm.server.states import Shelf
 
-QUIET = 15.0  # seconds after which a request that waits for news is told that there are none
+QUIET = 15.0  # seconds in which a request that waits for news is told at least that there are none
 END = "<|endoftext|>"  # how the document boundary is spelt where tokens are shown as strings
 
 
@@ -76,6 +76,7 @@ class Inbox:
     def __init__(self) -> None:
         self._news: list[News] = []
         self._some = asyncio.Event()
+        self._looks = False
 
     def put(self, news: News) -> None:
         """Adds news; in the event loop."""
@@ -83,14 +84,18 @@ class Inbox:
         self._some.set()
 
     async def take(self) -> list[News]:
-        """All news since the last time; none where there were none for a while."""
-        if not self._news:
-            quiet = asyncio.get_running_loop().call_later(QUIET, self._some.set)
-            await self._some.wait()
-            quiet.cancel()
+        """All news since the last time; now and then none, so that none is waited for longer than QUIET."""
+        if not self._looks:  # not a timer for each time, which would cost as much as the news
+            self._looks = True
+            asyncio.get_running_loop().call_later(QUIET, self._look)
+        await self._some.wait()
         self._some.clear()
         news, self._news = self._news, []
         return news
+
+    def _look(self) -> None:
+        self._looks = False
+        self._some.set()
 
 
 @dataclass(eq=False)
@@ -187,6 +192,7 @@ class Hub:
         settings = self.settings
         for name, file in files.items():
             model = Model(file, settings.engine, settings.threads)
+            model.tokenizer.encode("ready")  # what it loads on its first use
             writer, *scorer = (
                 Scheduler(engine, notify, settings.max_concurrency, settings.max_queue)
                 for engine in dict.fromkeys([model.engine, model.scoring_engine])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import logging
 import signal
 import socket
@@ -46,7 +47,7 @@ def serve(settings: Settings, listening: Callable[[str], None], workers: int = 1
     with listener:
         if workers > 1:
             return _serve_with(settings, workers, quiet, listener)
-        log_lines(quiet)
+        _settle(quiet)
 
         def failed(error: BaseException) -> None:
             failures.append(error)
@@ -75,8 +76,15 @@ def _serve_with(settings: Settings, workers: int, quiet: bool, listener: socket.
 
 
 def _create(settings: Settings, quiet: bool) -> object:
-    log_lines(quiet)
+    _settle(quiet)
     return create_app(settings)
+
+
+def _settle(quiet: bool) -> None:
+    """Makes the process one that serves: neither the scheduler nor the event loop lets the other wait for long."""
+    log_lines(quiet)
+    sys.setswitchinterval(0.001)
+    gc.freeze()  # what is loaded by now stays; looking through all of it for garbage takes a tenth of a second
 
 
 def _options(settings: Settings) -> dict[str, Any]:

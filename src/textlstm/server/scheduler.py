@@ -31,8 +31,9 @@ PIECE = 64  # tokens of one prompt that are read in a round
 MEASURED_PIECE = 32  # the same where the logits of every token are wanted, which take memory
 ROUND = 1024  # tokens of all prompts that are read in a round while texts are being written
 LOOK = 0.02  # seconds between two looks at the deadlines
-TELL = 0.01  # seconds between two times that news are told: writing to a socket costs as much as several tokens
 QUIET_ROUND = 4096  # the same while none is
+TELL, TELL_ROW, TELL_MOST = 0.01, 0.0004, 0.05  # seconds between two times that news are told; more for many texts,
+# because writing to a socket costs as much as several tokens
 
 Point = tuple[NDArray[np.float32], State]  # logits (1, V) for the next token, and the state of one row to go on from
 
@@ -465,7 +466,8 @@ class Scheduler:
         if self._news and (now or time.monotonic() >= self._next_telling):
             news, self._news = self._news, []
             self._notify(news)
-            self._next_telling = 0.0 if now else time.monotonic() + TELL  # who comes first hears at once
+            wait = min(max(TELL, TELL_ROW * len(self._rows)), TELL_MOST)
+            self._next_telling = 0.0 if now else time.monotonic() + wait  # who comes first hears at once
 
 
 def measure(logits_NV: NDArray[np.float32], ids_N: NDArray[np.int64], top: int) -> list[Token]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from typing import Any, TypeVar
 
-from starlette.responses import StreamingResponse
-from starlette.types import Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+T = TypeVar("T")
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 PATIENCE = 30.0  # seconds in which a reader must make room for the next chunk
@@ -23,7 +24,24 @@ def event(value: Any) -> bytes:
     return b"data: %s\n\n" % encode(value).encode()
 
 
-class EventStream(StreamingResponse):
+async def unless_left(receive: Receive, work: Awaitable[T]) -> T | None:
+    """The result of some work, or None if the client left before; then the work is cancelled."""
+
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    task, leaving = asyncio.ensure_future(work), asyncio.create_task(left())
+    try:
+        await asyncio.wait([task, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for one in (task, leaving):
+            one.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
+
+
+class EventStream(Response):
     """Sends events as they come, each chunk as a whole; a client that does not take them is let go.
 
     Args:
@@ -33,17 +51,25 @@ class EventStream(StreamingResponse):
 
     def __init__(self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         own = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(chunks, headers={**own, **headers})
+        super().__init__(headers={**own, **headers})
+        del self.headers["content-length"]
         self._chunks = chunks
 
-    async def stream_response(self, send: Send) -> None:
-        """Sends the answer; Starlette calls this, and cancels it when the client leaves."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the answer while the client is there."""
+        await unless_left(receive, self.send(send))
+
+    async def send(self, send: Send) -> None:
+        """Sends the answer."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        now = asyncio.get_running_loop().time
         async with contextlib.aclosing(self._chunks):
             try:
-                async for chunk in self._chunks:
-                    async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(None) as patience:  # one for all chunks; they must cost little
+                    async for chunk in self._chunks:
+                        patience.reschedule(now() + PATIENCE)
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                        patience.reschedule(None)
             except TimeoutError:
                 return  # without an end, so that the server closes the connection
         await send({"type": "http.response.body", "body": b"", "more_body": False})
