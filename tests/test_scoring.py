@@ -26,7 +26,7 @@ from textlstm.errors import UsageError
 from textlstm.metrics import token_nats
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, write_model
-from textlstm.scoring import baselines, calibration, ngram_bits, pieces, positions, read_closely
+from textlstm.scoring import baselines, calibration, fixed_baselines, ngram_bits, pieces, positions, read_closely
 from textlstm.scoring.show import show, write_csv, write_html
 from textlstm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
@@ -159,11 +159,47 @@ def slow_ngram(history: bytes, byte: int, order: int) -> float:
     return p
 
 
-@given(st.binary(max_size=40), st.binary(max_size=20), st.integers(0, 4))
+@given(
+    st.binary(max_size=40) | st.text("ab", max_size=40).map(str.encode),
+    st.text("ab").map(str.encode),
+    st.integers(0, 4),
+)
 def test_ngram_model_is_its_equation(data, context, order):
     text = context + data
     bits = [-math.log2(slow_ngram(text[:i], text[i], order)) for i in range(len(context), len(text))]
     assert ngram_bits(data, context, order) == pytest.approx(sum(bits), abs=1e-9)
+
+
+def slow_fixed_ngram(context: bytes, history: bytes, byte: int, order: int) -> float:
+    """The same, where only the context is counted."""
+    p, padded, history = 1 / 256, bytes(order) + context, bytes(order) + history
+    for k in range(order + 1):
+        last = history[len(history) - k :]
+        followed = [padded[i] for i in range(order, len(padded)) if padded[i - k : i] == last]
+        if followed:
+            u = len(set(followed))
+            p = (followed.count(byte) + u * p) / (len(followed) + u)
+    return p
+
+
+@given(
+    st.binary(max_size=9) | st.text("ab", max_size=40).map(str.encode),
+    st.text("ab").map(str.encode),
+    st.integers(0, 4),
+)
+def test_ngram_model_that_stands_still(data, context, order):
+    text, start = context + data, len(context)
+    bits = [-math.log2(slow_fixed_ngram(context, text[:i], text[i], order)) for i in range(start, len(text))]
+    assert ngram_bits(data, context, order, learn=False) == pytest.approx(sum(bits), abs=1e-9)
+    assert fixed_baselines(data, context)["even guess among 256 bytes"] == 8 * len(data)
+
+
+def test_fixed_baselines_need_a_training_text():
+    data, training = TEXT[:1000].encode(), TEXT[1000:].encode()
+    found = fixed_baselines(data, training)
+    assert list(found) == ["even guess among 256 bytes", "frequency of bytes", "n-gram of 5 bytes"]
+    assert found["n-gram of 5 bytes"] < found["frequency of bytes"] < 8 * len(data)
+    assert set(fixed_baselines(data, b"")) == {"even guess among 256 bytes"}
 
 
 @pytest.mark.parametrize("history", [b"", b"abracadabra", b"\0\0\0\xff"])
@@ -182,8 +218,9 @@ def test_baselines_are_the_sizes_of_files():
     assert all(primed[name] < found[name] for name in found) and set(primed) == set(found)
 
 
-def test_without_pyppmd_its_row_is_left_out(monkeypatch):
+def test_what_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyppmd", None)
+    monkeypatch.setitem(sys.modules, "zpaq", None)
     assert set(baselines(b"some text")) == {"xz -9e", "n-gram of 5 bytes"}
 
 
