@@ -849,11 +849,12 @@ def serve(
     run(settings, listening, workers, quiet)
 
 
-@cli.group(short_help="Measure how fast it is here.")
+@cli.group(short_help="Measure how good a model is, and how fast it is here.")
 def bench() -> None:
-    """Measure how fast it is on this machine.
+    """Measure how good a model is, and how fast it is on this machine.
 
     \b
+    textlstm bench quality shakespeare
     textlstm bench serve shakespeare --json
     """
 
@@ -914,6 +915,66 @@ def bench_serve(
     elif quiet:
         for row in rows:
             click.echo(f"{row['streams']} streams: {row['tokens_per_second']:,.0f} tokens/s")
+
+
+@bench.command(name="quality", short_help="One table of scores: protocols, texts, compressors.")
+@click.argument("model", default="shakespeare")
+@click.argument("texts", nargs=-1)
+@click.option(
+    "--protocols", default="stream,cold-256,cold-64", show_default=True, help="As in `score`, one after the other."
+)
+@click.option(
+    "--unit",
+    type=click.Choice(["nats/char", "bits/char", "bits/byte"]),
+    default="nats/char",
+    show_default=True,
+    help="Of the table.",
+)
+@click.option("--engine", type=click.Choice(ENGINES), default="onnx", show_default=True, help="What computes.")
+@click.option("--write", "into_card", is_flag=True, help="Keep the table in the model's card; `info` shows it.")
+@_common
+def bench_quality(
+    model: str, texts: tuple[str, ...], protocols: str, unit: str, engine: str, into_card: bool, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Score MODEL on TEXTS under several protocols, beside compressors and simple models on the same bytes.
+
+    Without TEXTS: on what was held out when it was trained, which a run folder or a named corpus tells. What learns
+    from a text while it reads it, as compressors do, stands in columns of its own; it reads the training text first
+    where that is at hand. PPMd and zpaq are in the table if pyppmd and zpaq are installed.
+
+    \b
+    textlstm bench quality shakespeare
+    textlstm bench quality runs/my-text-1 --write
+    textlstm bench quality shakespeare sonnet.txt letter.txt --unit bits/byte --json
+    """
+    from textlstm.bench.quality import files, scoreboard, splits, training_corpus
+    from textlstm.engine import load_engine
+    from textlstm.model_file import amend_card, read_model
+    from textlstm.registry import find_model
+    from textlstm.report import SCOREBOARD, ScoreView, show_scoreboard
+
+    path = find_model(model)
+    file = read_model(path)
+    corpus = training_corpus(path.parent, file.card, _notice(quiet))
+    if corpus is None and not texts:
+        raise click.UsageError(f"what was held out of {model} cannot be told from here: name texts to score")
+    loaded = load_engine(file, engine)
+    with ScoreView(quiet) as view:
+        if texts:
+            columns = files(texts, file, loaded, corpus, _notice(quiet))
+        else:
+            assert corpus is not None
+            columns = splits(file, loaded, corpus, _notice(quiet))
+        board = scoreboard(columns, protocols.split(","), view.progress("scoring"))
+    if into_card:
+        amend_card(path, {SCOREBOARD: board})
+    if as_json:
+        _print_json({"benchmark": "quality", "model": model, **board})
+        return
+    show_scoreboard(board, unit)
+    if into_card and not quiet:
+        click.echo(f"written into {path}", err=True)
 
 
 def _command_line() -> str:

@@ -114,15 +114,47 @@ def read_model(path: str | Path) -> ModelFile:
         UsageError: there is no such file.
         ModelFileError: it is something else, damaged, or written by a newer version.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    return _opened(path, _read_bytes(path))[0]
 
+
+def amend_card(path: str | Path, entries: Mapping[str, Any]) -> str:
+    """Sets entries of the card in a model file; its tensors stay as they are stored, so its identity does too.
+
+    Args:
+        path: the model file; a link to one stays a link.
+        entries: what to set, as JSON values.
+
+    Returns:
+        The SHA-256 of the new content.
+
+    Raises:
+        UsageError, ModelFileError: as `read_model`.
+        OSError: the file cannot be written; the old one stays.
+        ValueError: an entry is no JSON value.
+    """
+    from safetensors.numpy import save
+
+    file, metadata, tensors = _opened(path, _read_bytes(path))
+    metadata["card"] = json.dumps({**file.card, **entries}, ensure_ascii=True, allow_nan=False)
+    metadata["sha256"] = _digest({key: metadata[key] for key in _KEYS}, tensors)
+    write_atomically(Path(path).resolve(), save(tensors, metadata=metadata))
+    return metadata["sha256"]
+
+
+def _read_bytes(path: str | Path) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UsageError(f"there is no model file {str(path)!r}") from error
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _opened(path: str | Path, data: bytes) -> tuple[ModelFile, dict[str, str], dict[str, NDArray[Any]]]:
+    """What a model file holds, verified; also its metadata and tensors as they are stored."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
     try:
         metadata = _read_metadata(path, data)
         tensors = load(data)
@@ -142,7 +174,7 @@ def read_model(path: str | Path) -> ModelFile:
             f"{path}: its tokenizer has {tokenizer.vocab_size} ids and its network {config.vocab_size}; they do not "
             "belong together"
         )
-    return ModelFile(config, tokenizer, weights, card, metadata["sha256"])
+    return ModelFile(config, tokenizer, weights, card, metadata["sha256"]), metadata, tensors
 
 
 def _read_metadata(path: str | Path, data: bytes) -> dict[str, str]:

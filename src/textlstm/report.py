@@ -16,6 +16,9 @@ from rich.text import Text
 from textlstm.metrics import Score
 from textlstm.model_file import ModelFile
 
+SCOREBOARD = "scoreboard"  # in a model's card
+UNITS = ("nats/char", "bits/char", "bits/byte")
+
 
 class ScoreView:
     """A progress bar on standard error, then a table on standard output.
@@ -88,13 +91,44 @@ def show_model(report: Mapping[str, Any]) -> None:
         + (", and one for the document boundary" if config["boundary"] else ""),
         "sha256": report["sha256"],
     }
-    rows |= _flat(card)
+    rows |= _flat({name: value for name, value in card.items() if name != SCOREBOARD})
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
-    output().print(table, markup=False, highlight=False)
+    console = output()
+    console.print(table, markup=False, highlight=False)
+    if SCOREBOARD in card:
+        console.print()
+        show_scoreboard(card[SCOREBOARD])
+
+
+def show_scoreboard(board: Mapping[str, Any], unit: str = "nats/char") -> None:
+    """Prints what `textlstm.bench.quality.scoreboard` found out, what learns as it reads in columns of its own."""
+    texts = [text["name"] for text in board["texts"]]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(unit, overflow="fold")
+    for kind in ("static", "adaptive"):
+        for name in texts:
+            table.add_column(Text(f"{name}\n{kind}"), justify="right", overflow="fold")
+    key, empty = unit.replace("/", "_per_"), [""] * len(texts)
+    cells: dict[str, dict[bool, list[str]]] = {}
+    for row in board["rows"]:
+        scores = [f"{score[key]:.4f}" if score else "" for score in row["scores"]]
+        cells.setdefault(row["method"], {})[row["adaptive"]] = scores
+    ours = [row["method"] for row in board["rows"] if row["of"] == "model"]
+    for method, kinds in cells.items():
+        style = "" if method in ours else "dim"
+        table.add_row(Text(method), *kinds.get(False, empty), *kinds.get(True, empty), style=style)
+    console = output()
+    console.print(table)
+    read = {text["name"]: text["training_bytes_read_before"] for text in board["texts"]}
+    before = ", ".join(f"{size:,} before {name}" if size else f"none before {name}" for name, size in read.items())
+    console.print(
+        f"\nadaptive: learns from the text while it reads it; bytes of the training text read first: {before}",
+        style="dim", markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

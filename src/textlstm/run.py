@@ -42,6 +42,7 @@ from textlstm.model import Model
 from textlstm.model_file import ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
 from textlstm.registry import MODEL_FILE, find_model
+from textlstm.scoring.parts import score_held_out
 from textlstm.tokenizer import Tokenizer, bytes_to_text, from_json, make_tokenizer
 from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, Weights, is_out_of_memory, weights_of
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step, save_checkpoint
@@ -807,22 +808,14 @@ class Run:
         if wanted is None or not len(val):
             return False
         # Several lanes are quick and nearly right; one lane decides. A score that is not a number reaches nothing.
-        if not all(self._held_out(network, kind).nats_per_char <= wanted for kind in ("stream-16", "stream")):
+        if not all(
+            score_held_out(network, self.corpus, self.tokens, kind).nats_per_char <= wanted
+            for kind in ("stream-16", "stream")
+        ):
             return False
         self.seconds_to_loss = self.seconds_before + process_seconds()
         self._write_model(network, None, {}, f"first look at which the held-out text cost {wanted} nats per character")
         return True
-
-    def _held_out(self, predictor: metrics.Predictor, protocol: str) -> metrics.Score:
-        """The score of the held-out text; where it follows the training text, that was read before it."""
-        part = self.corpus.val
-        context = np.concatenate([self.tokens.train[-metrics.WARM_UP :], self.tokens.dev])[-metrics.WARM_UP :]
-        before = context if self.corpus.val_follows else None
-        warm_up = metrics.WARM_UP if self.corpus.val_follows else 0
-        ids = self.tokens.val
-        if not self.corpus.val_follows and self.setup.model.boundary:
-            ids = ids[1:]  # a text that stands alone is read after the boundary anyway, and not after two
-        return metrics.score(predictor, ids, part.num_chars, part.num_bytes, before, protocol, warm_up)
 
     def _save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint; where the disk refuses, training goes on and the next one is tried."""
@@ -946,7 +939,7 @@ class Run:
         val: dict[str, Any] | None = None
         if len(self.tokens.val):
             self.view.notice("scoring the held-out text ...")
-            score = self._held_out(TorchEngine(file), "stream")
+            score = score_held_out(TorchEngine(file), self.corpus, self.tokens, "stream")
             val = score.to_dict()
             if self.corpus.canonical and score.chars == ORIGINAL_SPLIT_CHARS:
                 val["nats_per_gpt2_token"] = score.nats / GPT2_TOKENS_OF_ORIGINAL_SPLIT
