@@ -136,5 +136,5 @@ def test_a_model_that_was_taken_out_of_its_run_scores_texts(run_folder, run, tmp
 @pytest.mark.slow
 def test_the_shipped_model_knows_its_splits(tmp_path):
     card = Model.load("shakespeare").card
-    corpus = training_corpus(tmp_path, card, print)
+    corpus = training_corpus(tmp_path / "m.safetensors", card, print)
     assert corpus is not None and corpus.val.num_chars == card["split"]["val_chars"]

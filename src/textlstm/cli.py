@@ -956,7 +956,7 @@ def bench_quality(
 
     path = find_model(model)
     file = read_model(path)
-    corpus = training_corpus(path.parent, file.card, _notice(quiet))
+    corpus = training_corpus(path, file.card, _notice(quiet))
     if corpus is None and not texts:
         raise click.UsageError(f"what was held out of {model} cannot be told from here: name texts to score")
     loaded = load_engine(file, engine)

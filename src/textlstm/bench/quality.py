@@ -20,6 +20,7 @@ from textlstm.engine import Engine
 from textlstm.errors import UsageError
 from textlstm.metrics import Progress, Score, no_progress, score, total
 from textlstm.model_file import ModelFile
+from textlstm.registry import training_text
 from textlstm.scoring import baselines, fixed_baselines
 from textlstm.scoring.parts import score_development, score_held_out
 from textlstm.tokenizer import text_to_bytes
@@ -49,11 +50,11 @@ class Column:
     score: Callable[[str], Score]
 
 
-def training_corpus(folder: Path, card: dict[str, Any], notice: Callable[[str], None]) -> Corpus | None:
+def training_corpus(model: Path, card: dict[str, Any], notice: Callable[[str], None]) -> Corpus | None:
     """The text that a model was trained on, split as it was then, or None where it cannot be told from the model.
 
     Args:
-        folder: where the model file is; if it is a run folder, it knows its sources.
+        model: the model file; the run folder that it lies in knows its sources.
         card: the model's card; it may name a corpus that others have too.
         notice: called with one line about anything that takes a while or goes differently.
 
@@ -63,14 +64,9 @@ def training_corpus(folder: Path, card: dict[str, Any], notice: Callable[[str], 
     known, split = card.get("corpus"), card.get("split")
     if not isinstance(known, dict) or not isinstance(split, dict):
         return None
-    if (folder / "config.json").exists():
-        from textlstm.api import require_torch
-
-        require_torch()
-        from textlstm.run import Setup
-
-        setup = Setup.read(folder / "config.json")
-        sources, config = setup.sources, setup.corpus
+    described = training_text(model)
+    if described is not None:
+        sources, config = described
     elif known.get("name") in CORPORA:
         dev, rest = split["dev_chars"], split["train_chars"] + split["dev_chars"]
         sources = [known["name"]]
