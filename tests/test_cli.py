@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import os
@@ -52,6 +53,51 @@ def model(tmp_path) -> Path:
 def test_alone_it_names_the_demo(run):
     done = run()
     assert done.code == 0 and "textlstm demo" in done.out and "textlstm train" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (["generate", "absent"], 2, "there is no model 'absent'"), (["generate", "{}", "--tempo", "1"], 2, "--tempo"),
+        (["generate", "{}", "--top-p", "7"], 2, "top-p"), (["info", "{}", "more"], 2, "unexpected extra"),
+        (["score", "{}", "absent.txt"], 2, "absent.txt"), (["info", "broken"], 1, "broken"),
+        (["nothing"], 2, "nothing"), (["compress", "{}", "broken", "-"], 2, "would mix"),
+        (["generate", "{}", "--choices", ""], 2, "to choose from"),
+    ],
+)  # fmt: skip
+def test_a_command_that_fails_says_so_in_json(run, model, tmp_path, arguments, code, problem):
+    (tmp_path / "broken").write_bytes(b"no model")
+    filled = [argument.format(model) for argument in arguments]
+    done = run(*filled, "--json")
+    assert done.code == code and done.json["exit_code"] == code and problem in done.json["error"]
+    assert problem in done.err and len(done.out.splitlines()) == 1
+
+
+def test_a_full_disk_and_an_interrupt_in_json(run, model, tmp_path, monkeypatch):
+    def fail(error):
+        def write(*_, **__):
+            raise error
+
+        return write
+
+    monkeypatch.setattr("textlstm.files.write_atomically", fail(OSError(28, "No space left on device", "out")))
+    (tmp_path / "text").write_text("text")
+    done = run("compress", model, "text", "out", "--json")
+    assert (done.code, done.json) == (1, {"error": "out: No space left on device", "exit_code": 1})
+    monkeypatch.setattr("textlstm.files.write_atomically", fail(KeyboardInterrupt()))
+    done = run("compress", model, "text", "out", "--json")
+    assert (done.code, done.json) == (130, {"error": "stopped", "exit_code": 130})
+
+
+def test_a_prompt_must_be_utf8(run, model, monkeypatch):
+    for data, offset in ((b"\xff", 0), ("é".encode() + b"\x80", 2), (b"Once \xe8\xaa", 5)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        done = run("generate", model, "-")
+        assert done.code == 2 and done.out == ""
+        assert f"standard input: byte 0x{data[offset]:02x} at offset {offset} is not UTF-8" in done.err
+        assert f"PROMPT: byte 0x{data[offset]:02x} at offset {offset}" in run("generate", model, os.fsdecode(data)).err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\r\n".encode())))
+    assert run("generate", model, "-", "--max-tokens", "2", "--seed", "1").out.startswith("é\r\n")
 
 
 def test_version(run):
@@ -241,7 +287,7 @@ def test_generate_the_likeliest(run, model):
 
 
 def test_prompts_of_all_kinds(run, model, tmp_path):
-    for prompt in ("中文的提示", "", "🙂" * 5, "a\udcffb", "\x00"):
+    for prompt in ("中文的提示", "", "🙂" * 5, "\x00"):
         done = run("generate", model, prompt, "--max-tokens", "5", "--seed", "1", "--json")
         assert done.code == 0 and len(done.json["texts"]) == 1
     with_bytes = make_model(tmp_path / "char.safetensors", CharTokenizer.from_text("abc \n"))

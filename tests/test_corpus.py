@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,6 +110,20 @@ def test_patterns_and_several_sources(tmp_path):
 def test_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(("é\r\n" + LONG).encode())))
     assert whole_text(["-"]) == "é\r\n" + LONG
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_packed_standard_input(monkeypatch, pack):
+    data = ("é\r\n" + LONG).encode()
+
+    def read(piped: bytes, config: CorpusConfig = EXACT) -> str:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(piped)))
+        return whole_text(["-"], config)
+
+    assert read(pack(data)) == read(pack(data) + pack(b"")) == data.decode()
+    assert text_to_bytes(read(pack(data) * 9, EXACT.replace(encoding="bytes"))) == pack(data) * 9
+    with pytest.raises(CorpusError, match="standard input is not a whole"):
+        read(pack(data)[:-3])
 
 
 def test_encodings(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import io
 import json
@@ -355,6 +356,27 @@ def test_resume_from_another_folder(finished, tmp_path, monkeypatch):
     assert train(Request([], Path("../here/run"), resume=True)).steps == STEPS
     monkeypatch.chdir(tmp_path / "here")
     assert train(request(Path("book.txt"), Path("run"), settings={"val": "held.txt"}, resume=True)).steps == STEPS
+
+
+def test_the_file_of_a_tokenizer_is_found_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "book.txt").write_text(TEXT, encoding="utf-8")
+    tokens = [bytes([byte]) for byte in range(256)]
+    ranks = "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate([*tokens, b"th"]))
+    (tmp_path / "here" / "my.tiktoken").write_text(ranks)
+    monkeypatch.chdir(tmp_path / "here")
+    asked = {"settings": {"tokenizer": "my.tiktoken", "vocab_size": 258}}
+    with pytest.raises(Interrupted):
+        train(request(Path("book.txt"), Path("run"), **asked), Watch((5,)))
+    stored = json.loads(Path("run/config.json").read_bytes())["train"]["tokenizer"]
+    assert stored == str(tmp_path / "here" / "my.tiktoken")
+    shutil.rmtree("run/checkpoints")
+    monkeypatch.chdir(tmp_path / "there")
+    assert train(Request([], Path("../here/run"), resume=True)).steps == STEPS
+    monkeypatch.chdir(tmp_path / "here")
+    assert train(request(Path("book.txt"), Path("run"), **asked, resume=True)).steps == STEPS
+    assert read_model(Path("run/model.safetensors")).card["train"]["tokenizer"] == "my.tiktoken"
 
 
 def test_resume_from_standard_input_needs_the_text_again(tmp_path, monkeypatch):

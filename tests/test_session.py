@@ -308,9 +308,41 @@ def test_values_that_no_session_has(tmp_path, change):
         Session.load(path, model)
 
 
-def test_seed_must_not_be_negative():
+@pytest.mark.parametrize("seed", [-1, 1.5, "1"])
+def test_a_seed_is_a_whole_number(seed):
     with pytest.raises(UsageError, match="0 or more"):
-        MODELS["byte"].session(-1)
+        MODELS["byte"].session(seed)
+    with pytest.raises(UsageError, match="0 or more"):
+        MODELS["byte"].session(1).branch(seed)
+    with pytest.raises(UsageError, match="0 or more"):
+        MODELS["byte"].generate("a", max_tokens=1, seed=seed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 3.5}, {"max_tokens": "3"}, {"max_chars": 0.5}, {"stop": b"a"}, {"stop": [3]}, {"best_of": 2.0},
+        {"max_copy": 3, "copy_source": "a text"},
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_refused(options):
+    with pytest.raises(UsageError, match="must be"):
+        MODELS["byte"].generate("a", **options)
+
+
+def test_bytes_are_no_text():
+    model = MODELS["byte"]
+    for read in (
+        model.generate,
+        model.score,
+        model.next_token_probs,
+        model.session(0).feed,
+        lambda t: model.score([t]),
+    ):
+        with pytest.raises(UsageError, match=r"must be a str, not bytes; .*decode"):
+            read(b"ab")
+    with pytest.raises(UsageError, match=r"takes bytes.*encode"):
+        model.compress("ab")
 
 
 def feed_and_measure(characters: int, piece: int) -> tuple[int, Session]:

@@ -26,6 +26,7 @@ from textlstm.tokenizer import (
     ByteTokenizer,
     CharTokenizer,
     TextStream,
+    absolute_name,
     bytes_to_text,
     from_json,
     gpt2_tokenizer,
@@ -252,6 +253,18 @@ def test_a_tiktoken_file_on_the_long_text(tiktoken_file):
     assert pruned.vocab_size < from_file(path).vocab_size
     tokens = [pruned.token_bytes(i) for i in pruned.encode(TEXT[:500])]
     assert tokens == [reference.decode_single_token_bytes(i) for i in reference.encode_ordinary(TEXT[:500])]
+
+
+def test_a_tiktoken_file_is_named_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_name("a/b.tiktoken-pruned") == f"{tmp_path}/a/b.tiktoken-pruned"
+    assert [absolute_name(name) for name in ("bpe", "gpt2-pruned", "o200k_base")] == [
+        "bpe",
+        "gpt2-pruned",
+        "o200k_base",
+    ]
+    with pytest.raises(UsageError, match=re.escape(f"{tmp_path}/absent.tiktoken")):
+        make_tokenizer(absolute_name("absent.tiktoken"), "", 0)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -297,7 +297,6 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     from textlstm.generation import Limits
     from textlstm.generation.search import check_search
     from textlstm.model import Model
-    from textlstm.tokenizer import bytes_to_text
 
     sampling = SamplingConfig.from_dict(given(SamplingConfig, values))
     pattern = _pattern(given(PatternConfig, values))
@@ -306,21 +305,20 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     stops = tuple(stop.replace("\\n", "\n") for stop in values["stop"])
     ends = {"stop": stops, **{name: values[name] for name in ("max_tokens", "max_chars", "stop_at_end")}}
     limits = Limits(**ends)
-    if prompt == "-":
-        prompt = bytes_to_text(sys.stdin.buffer.read())
+    prompt = _prompt(prompt)
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
     loaded = Model.load(model, values["engine"], values["threads"])
+    index = _copy_index(model, values, quiet)
+    guard = loaded.copy_guard(values["max_copy"], index)
     if values["interactive"]:
         if as_json or values["n"] > 1 or beams is not None or best_of is not None:
             raise click.UsageError(
                 "--interactive writes one text at a time: leave out --json, --n, --beams, --best-of"
             )
-        copies = {"max_copy": values["max_copy"], "copy_source": _copy_index(model, values, quiet)}
+        copies = {"max_copy": values["max_copy"], "copy_source": index}
         _converse(loaded, prompt, sampling, {**ends, **pattern.to_dict(), **copies}, seed, quiet)
         return
     engine = loaded.engine
-    index = _copy_index(model, values, quiet)
-    guard = loaded.copy_guard(values["max_copy"], index)
     number = values["n"] if best_of is None else best_of
     writers = loaded.writers(number, sampling, limits, seed, loaded.pattern(pattern), guard)
     started, first = time.perf_counter(), None
@@ -363,6 +361,17 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
             click.echo(_copied(one), err=True)
 
 
+def _prompt(given: str) -> str:
+    """The prompt itself, or standard input for "-"; bytes that are no text would come out as others."""
+    data, what = (sys.stdin.buffer.read(), "standard input") if given == "-" else (os.fsencode(given), "PROMPT")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(
+            f"{what}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8 text; a prompt must be"
+        ) from error
+
+
 def _suffix_index(source: str, quiet: bool) -> Any:
     return _index_of([source], CorpusConfig(), quiet)
 
@@ -397,6 +406,8 @@ def _pattern(values: dict[str, Any]) -> PatternConfig:
     texts = {k: v.replace("\\n", "\n") if isinstance(v, str) and k != "regex" else v for k, v in values.items()}
     if "choices" in texts:
         texts["choices"] = [text for row in csv.reader([texts["choices"]]) for text in row]
+        if not texts["choices"]:
+            raise click.BadParameter("there is nothing to choose from", param_hint="--choices")
     return PatternConfig.from_dict(texts)
 
 
@@ -995,17 +1006,24 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.Abort:
-        click.echo("\nstopped", err=True)
-        sys.exit(130)
+        click.echo(err=True)
+        _leave("stopped", 130)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        _leave(error.format_message(), error.exit_code, shown=True)
     except OSError as error:  # a full disk, a folder without permission: the system's words, and where
-        click.echo(
-            f"{click.style('error: ', fg='red', bold=True)}{error.filename or 'writing'}: {error.strerror}", err=True
-        )
-        sys.exit(1)
+        _leave(f"{error.filename or 'writing'}: {error.strerror}", 1)
     except TextLSTMError as error:
-        label = "" if error.exit_code > 128 else click.style("error: ", fg="red", bold=True)
-        click.echo(f"{label}{error}", err=True)
-        sys.exit(error.exit_code)
+        _leave(str(error), error.exit_code)
+
+
+def _leave(problem: str, code: int, shown: bool = False) -> NoReturn:
+    """Says why a command ends early, with --json also as the last line of standard output, and ends it."""
+    if not shown:
+        label = "" if code > 128 else click.style("error: ", fg="red", bold=True)
+        click.echo(f"{label}{problem}", err=True)
+    if "--json" in sys.argv:
+        with contextlib.suppress(OSError):
+            _print_json({"error": problem, "exit_code": code})
+            sys.stdout.flush()
+    sys.exit(code)

@@ -16,14 +16,14 @@ from textlstm.config import ModelConfig, PatternConfig, SamplingConfig
 from textlstm.engine import Engine, load_engine, writing_engine
 from textlstm.errors import UsageError
 from textlstm.export import export
-from textlstm.generation import Limits, Writer, read_prompt, write
+from textlstm.generation import Limits, Writer, read_prompt, whole_number, write
 from textlstm.generation.pattern import Pattern, Vocabulary
 from textlstm.generation.search import beam_search, check_search, write_best
 from textlstm.generation.session import Session
 from textlstm.model_file import DType, ModelFile, read_model, write_model
 from textlstm.registry import find_model
 from textlstm.state import State
-from textlstm.tokenizer import Tokenizer, text_to_bytes
+from textlstm.tokenizer import Tokenizer, checked_text, text_to_bytes
 
 if TYPE_CHECKING:  # what writing does not need is imported when it is used
     from textlstm.coding import Coder, Compressed
@@ -96,13 +96,13 @@ class Model:
             progress: told how far it is; the tokens of one text, or the texts of several.
 
         Raises:
-            UsageError: an unknown protocol, an empty text, or no text.
+            UsageError: an unknown protocol, an empty text, no text, or bytes.
         """
-        before = self.tokenizer.encode(context) if context else None
-        texts = [text] if isinstance(text, str) else text
+        before = self.tokenizer.encode(checked_text(context)) if context else None
+        texts = text if isinstance(text, Sequence) and not isinstance(text, str | bytes) else [text]
         scores = []
         for one in texts:
-            ids, size = self.tokenizer.encode(one), len(text_to_bytes(one))
+            ids, size = self.tokenizer.encode(checked_text(one)), len(text_to_bytes(one))
             inner = progress if len(texts) == 1 else metrics.no_progress
             scores.append(metrics.score(self.scoring_engine, ids, len(one), size, before, protocol, progress=inner))
             if len(texts) > 1:
@@ -143,8 +143,7 @@ class Model:
         guard: CopyGuard | None = None,
     ) -> Sequence[Writer]:
         """Writers for some texts; the seeds of their streams are `seed`, `seed + 1`, ..."""
-        if seed < 0:
-            raise UsageError(f"a seed must be 0 or more, not {seed}")
+        whole_number("seed", seed)
         shape = self.config.vocab_size, self.config.boundary_id
         forbidden = None if guard is None else guard.forbidden
         return [
@@ -208,7 +207,7 @@ class Model:
         **options: Any,
     ) -> Iterator[str]:
         """Continues a prompt, piece by piece; arguments as in `generate`. Beams and `best_of` give one piece."""
-        limits = Limits(max_tokens, max_chars, tuple([stop] if isinstance(stop, str) else stop), stop_at_end)
+        limits = Limits(max_tokens, max_chars, (stop,) if isinstance(stop, str | bytes) else tuple(stop), stop_at_end)
         seed = secrets.randbits(31) if seed is None else seed
         pattern = self.pattern(PatternConfig.taken_from(options))
         sampling = SamplingConfig.from_dict(options)
@@ -272,6 +271,8 @@ class Model:
 
     def compress(self, data: bytes, lanes: int = 1, progress: metrics.Progress = metrics.no_progress) -> Compressed:
         """Compresses any bytes; arguments and result as in `textlstm.coding.compress`."""
+        if isinstance(data, str):
+            raise UsageError("compress takes bytes, not str; a text becomes bytes by .encode()")
         from textlstm.coding import compress
 
         return compress(data, self.coder, lanes, progress)
@@ -298,7 +299,7 @@ class Model:
         """
         from textlstm.inspection.xray import xray
 
-        cut = len(text) * 2 // 3
+        cut = len(checked_text(text)) * 2 // 3
         parts = (text[:cut], text[cut:]) if held_out is None else (text, held_out)
         return xray(self._file, self.scoring_engine, *parts, progress=progress)
 

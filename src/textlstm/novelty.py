@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from textlstm.corpus import cache_dir
 from textlstm.errors import MissingExtraError, UsageError
+from textlstm.generation import whole_number
 from textlstm.tokenizer import Tokenizer, text_to_bytes
 
 #: Lengths of runs, in characters, from which a text is called copied.
@@ -192,7 +193,9 @@ class CopyGuard:
     """
 
     def __init__(self, index: SuffixIndex, tokenizer: Tokenizer, most: int) -> None:
-        if most < 1:
+        if not isinstance(index, SuffixIndex):
+            raise UsageError(f"a copy-source must be a SuffixIndex, as of SuffixIndex.of_texts, not {index!r:.60}")
+        if whole_number("max-copy", most) < 1:
             raise UsageError(f"max-copy must be 1 or more, not {most}")
         self._index, self._most = index, most
         #: For n beginnings of characters: how tokens begin, up to the n-th, and which tokens do.

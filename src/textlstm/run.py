@@ -43,7 +43,7 @@ from textlstm.model_file import ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
 from textlstm.registry import MODEL_FILE, find_model
 from textlstm.scoring.parts import score_held_out
-from textlstm.tokenizer import Tokenizer, bytes_to_text, from_json, make_tokenizer
+from textlstm.tokenizer import Tokenizer, absolute_name, bytes_to_text, from_json, make_tokenizer
 from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, Weights, is_out_of_memory, weights_of
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step, save_checkpoint
 from textlstm.trainer.distributed import Group, joined
@@ -436,7 +436,7 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
     else:
         boundary = bool(for_model.get("boundary", ModelConfig.boundary))
         wanted = int(for_model.get("vocab_size", ModelConfig.vocab_size)) - boundary
-        name = for_train.get("tokenizer", TrainConfig.tokenizer)
+        name = for_train["tokenizer"] = absolute_name(for_train.get("tokenizer", TrainConfig.tokenizer))
         tokenizer = _make_tokenizer(name, corpus, wanted, view)
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
     model = ModelConfig.from_dict(for_model)
@@ -507,8 +507,9 @@ def _check_same(setup: Setup, request: Request, folder: Path) -> None:
     if request.init_from is not None:  # the run needs no more of that model, which may be gone
         same = setup.init_from in (request.init_from, os.path.abspath(request.init_from))
         asked["init_from"] = setup.init_from if same else request.init_from
-    if asked.get("val") is not None:
-        asked["val"] = absolute(asked["val"])
+    for key, found_anywhere in (("val", absolute), ("tokenizer", absolute_name)):
+        if asked.get(key) is not None:
+            asked[key] = found_anywhere(asked[key])
     different = [f"{k}: {stored.get(k)!r} there, {v!r} asked" for k, v in asked.items() if stored.get(k) != v]
     if different:
         raise RunError(
@@ -898,7 +899,7 @@ class Run:
             "chosen_by": "lowest loss on the development part" if corpus.dev.num_chars else "end of the run",
             "step": step,
             "steps": self.setup.train.steps,
-            "train": self.setup.train.to_dict(),
+            "train": self.setup.train.to_dict() | {"tokenizer": Path(self.setup.train.tokenizer).name},
             "seconds": round(self.seconds, 3),
             "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
             "versions": {name: _version(name) for name in ("textlstm", "torch", "numpy", "tokenizers")},

@@ -82,6 +82,18 @@ _BYTE_TO_CHAR = {b: chr(b) if b in _PRINTABLE else chr(256 + i - len(_PRINTABLE)
 _CHAR_TO_BYTE = {c: b for b, c in _BYTE_TO_CHAR.items()}
 
 
+def checked_text(text: Any) -> str:
+    """A text that came from outside, if it is one.
+
+    Raises:
+        UsageError: it is bytes, say.
+    """
+    if not isinstance(text, str):
+        hint = "; bytes become one by .decode()" if isinstance(text, bytes) else ""
+        raise UsageError(f"a text must be a str, not {type(text).__name__}{hint}")
+    return text
+
+
 def text_to_bytes(text: str) -> bytes:
     """The bytes that a text stands for: UTF-8, with escaped bytes restored (PEP 383)."""
     try:
@@ -428,6 +440,11 @@ def make_tokenizer(name: str, text: str, vocab_size: int) -> Tokenizer:
     return tokenizer.prune(text) if name != base else tokenizer
 
 
+def absolute_name(name: str) -> str:
+    """A tokenizer's name as it means the same in any folder: the path of a file from the root."""
+    return os.path.abspath(name) if name.removesuffix("-pruned").endswith(".tiktoken") else name
+
+
 def from_json(value: Any) -> Tokenizer:
     """Makes the tokenizer that a model file stores.
 
@@ -531,7 +548,7 @@ def _tiktoken_tokenizer(name: str) -> BPETokenizer:
     else:
         path, pattern = Path(name), "cl100k"
         if not path.is_file():
-            raise UsageError(f"there is no file {name!r}")
+            raise UsageError(f"there is no file {name!r} to read the tokenizer from")
         pattern = _TIKTOKEN.get(path.stem, ("", "cl100k"))[1]
     return _from_ranks(_read_ranks(path), pattern)
 

@@ -31,6 +31,8 @@ from textlstm.errors import CorpusError, MissingExtraError, UsageError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 _CHUNK = 1 << 20  # bytes or characters at once
+_STDIN = "standard input"
+_PACKED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # how packed data begins, and no UTF-8 text
 _ZSTD_CHUNK = 1 << 12  # a packed byte may stand for 30,000
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -154,8 +156,8 @@ def _find_source(source: str | Rows, config: CorpusConfig, notice: Callable[[str
     path = Path(source)
     files: list[Path] = []
     if source == "-":
-        chunks = _chunks_of(sys.stdin.buffer)
-        return Source(lambda: _document("standard input", chunks, config, notice), source, "unknown", False)
+        chunks = _standard_input(config, notice)
+        return Source(lambda: _document(_STDIN, chunks, config, notice), source, "unknown", False)
     if path.is_dir():
         files = _files_below(path)
     elif path.exists():
@@ -201,7 +203,7 @@ def _read_files(paths: Sequence[Path], config: CorpusConfig, notice: Callable[[s
             continue
         try:
             with path.open("rb") as file:
-                chunks = _unpacked(path, file)
+                chunks = _unpacked(str(path), path.suffix.lower(), file, path.stat().st_size)
                 if name.endswith(".jsonl"):
                     texts = _jsonl(path, _decoded(str(path), chunks, config, notice), config.column)
                     yield from _records(path, texts, config)
@@ -219,24 +221,35 @@ def _chunks_of(file: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def _unpacked(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    """The content of a file in chunks, unpacked as its name says."""
-    if path.name.lower().endswith(".gz"):
-        return _bounded(path, _gunzip(path, file))
-    if path.name.lower().endswith(".zst"):
-        return _bounded(path, _unzstd(path, file))
-    return _chunks_of(file)
+def _standard_input(config: CorpusConfig, notice: Callable[[str], None]) -> Iterator[bytes]:
+    """The content of standard input in chunks, unpacked as its first bytes say where it must be UTF-8."""
+    file, suffix = sys.stdin.buffer, ""
+    file = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file))
+    if config.encoding == "utf-8":
+        head = file.peek(4)
+        suffix = next((suffix for mark, suffix in _PACKED.items() if head.startswith(mark)), "")
+    if suffix:
+        notice(f"{_STDIN}: unpacked as {suffix}, as its first bytes say")
+    yield from _unpacked(_STDIN, suffix, file, None)
 
 
-def _gunzip(path: Path, file: BinaryIO) -> Iterator[bytes]:
+def _unpacked(name: str, suffix: str, file: BinaryIO, size: int | None) -> Iterator[bytes]:
+    """The content of a file in chunks, unpacked as a suffix says; its size is None where it is not known."""
+    unpack = {".gz": _gunzip, ".zst": _unzstd}.get(suffix)
+    if unpack is None:
+        return _chunks_of(file)
+    return unpack(name, file) if size is None else _bounded(name, unpack(name, file), size)
+
+
+def _gunzip(name: str, file: BinaryIO) -> Iterator[bytes]:
     try:
         with gzip.open(file) as unpacked:
             yield from _chunks_of(cast(BinaryIO, unpacked))
     except (OSError, EOFError, zlib.error) as error:
-        raise CorpusError(f"{path} is not a whole gzip file: {error}") from error
+        raise CorpusError(f"{name} is not a whole gzip file: {error}") from error
 
 
-def _unzstd(path: Path, file: BinaryIO) -> Iterator[bytes]:
+def _unzstd(name: str, file: BinaryIO) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError as error:
@@ -251,18 +264,18 @@ def _unzstd(path: Path, file: BinaryIO) -> Iterator[bytes]:
                 if frame.eof:
                     frame = zstandard.ZstdDecompressor().decompressobj()
         if begun:
-            raise CorpusError(f"{path} is not a whole zstd file: it is cut off")
+            raise CorpusError(f"{name} is not a whole zstd file: it is cut off")
     except zstandard.ZstdError as error:
-        raise CorpusError(f"{path} is not a whole zstd file: {error}") from error
+        raise CorpusError(f"{name} is not a whole zstd file: {error}") from error
 
 
-def _bounded(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    limit, size = max(_MOST_EXPANDED, _MOST_EXPANSION * path.stat().st_size), 0
+def _bounded(name: str, chunks: Iterator[bytes], packed: int) -> Iterator[bytes]:
+    limit, size = max(_MOST_EXPANDED, _MOST_EXPANSION * packed), 0
     for chunk in chunks:
         size += len(chunk)
         if size > limit:
             raise CorpusError(
-                f"{path} unpacks to over {_MOST_EXPANSION} times its size; unpack it by hand if it is meant so"
+                f"{name} unpacks to over {_MOST_EXPANSION} times its size; unpack it by hand if it is meant so"
             )
         yield chunk
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,20 @@ from textlstm.errors import UsageError
 from textlstm.generation.pattern import Guide, Pattern
 from textlstm.sampling import Bools, Ints, Row, log_softmax, sample
 from textlstm.state import State
-from textlstm.tokenizer import TextStream, Tokenizer
+from textlstm.tokenizer import TextStream, Tokenizer, checked_text
 
 DEFAULT_MAX_TOKENS = 500
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A number from outside that counts something.
+
+    Raises:
+        UsageError: it is negative, or no whole number.
+    """
+    if not isinstance(value, int | np.integer) or value < 0:
+        raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in (("max-tokens", self.max_tokens), ("max-chars", self.max_chars)):
-            if value is not None and value < 0:
-                raise UsageError(f"{name} must be 0 or more, not {value}")
-        if "" in self.stop:
-            raise UsageError("a stop string must not be empty")
+            if value is not None:
+                whole_number(name, value)
+        for stop in self.stop:
+            if not checked_text(stop):
+                raise UsageError("a stop string must not be empty")
 
 
 class Writer:
@@ -231,7 +244,7 @@ def _overlap(text: str, stop: str) -> int:
 
 def read_prompt(engine: Engine, tokenizer: Tokenizer, prompt: str) -> tuple[np.ndarray, State]:
     """Logits for the token after a prompt, shape (1, V), and the state to go on from; "" is the model's own start."""
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(checked_text(prompt))
     logits_BV, state = engine.begin(1)
     return engine.prefill(ids.astype(np.int64)[None], state) if len(ids) else (logits_BV, state)
 

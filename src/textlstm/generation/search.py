@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from textlstm.config import SamplingConfig
 from textlstm.engine import Engine
 from textlstm.errors import UsageError
-from textlstm.generation import Writer, write
+from textlstm.generation import Writer, whole_number, write
 from textlstm.state import State
 
 MAX_TEXTS = 1024  # that are looked for side by side
@@ -35,7 +35,7 @@ def check_search(number: int, beams: int | None, best_of: int | None, sampling: 
     if beams is not None and best_of is not None:
         raise UsageError("beams and best-of cannot go together: beam search draws no samples; leave one out")
     for name, value in (("beams", beams), ("best-of", best_of)):
-        if value is not None and not number <= value <= MAX_TEXTS:
+        if value is not None and not number <= whole_number(name, value) <= MAX_TEXTS:
             raise UsageError(
                 f"{name} must be between {number} (the number of texts wanted) and {MAX_TEXTS}, not {value}"
             )

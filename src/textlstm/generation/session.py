@@ -24,11 +24,11 @@ from textlstm.config import ModelConfig, PatternConfig, SamplingConfig
 from textlstm.engine import Engine
 from textlstm.errors import ConfigError, ModelFileError, UsageError
 from textlstm.files import write_atomically
-from textlstm.generation import Limits, Writer
+from textlstm.generation import Limits, Writer, whole_number
 from textlstm.generation.pattern import Pattern
 from textlstm.sampling import sample
 from textlstm.state import State
-from textlstm.tokenizer import TextStream, Tokenizer, text_to_bytes
+from textlstm.tokenizer import TextStream, Tokenizer, checked_text, text_to_bytes
 
 TAIL = 10_000  # characters of the text that a session remembers as text
 _FORMAT = "textlstm-session 1"
@@ -74,8 +74,7 @@ class Session:
     """
 
     def __init__(self, model: Owner, sampling: SamplingConfig, seed: int) -> None:
-        if seed < 0:
-            raise UsageError(f"a seed must be 0 or more, not {seed}")
+        whole_number("seed", seed)
         self._model, self.sampling = model, sampling
         self.rng = np.random.default_rng(seed)
         self._logits_BV, self._state = model.engine.begin(1)
@@ -96,6 +95,7 @@ class Session:
 
     def feed(self, text: str) -> None:
         """Reads a text, which is encoded by itself."""
+        checked_text(text)
         self._settle()
         self._read(text)
         self._note(text)
@@ -119,7 +119,7 @@ class Session:
         guard = self._model.copy_guard(max_copy, copy_source)
         if max_copy is not None and max_copy >= TAIL:
             raise UsageError(f"max-copy must be below {TAIL:,} in a session, which remembers no more, not {max_copy}")
-        limits = Limits(max_tokens, max_chars, tuple([stop] if isinstance(stop, str) else stop), stop_at_end)
+        limits = Limits(max_tokens, max_chars, (stop,) if isinstance(stop, str | bytes) else tuple(stop), stop_at_end)
         sampling = self.sampling.replace(**options)
         if pattern is not None:
             self._settle()
@@ -215,6 +215,8 @@ class Session:
         Args:
             seed: of another random stream, or that stream itself.
         """
+        if seed is not None and not isinstance(seed, np.random.Generator):
+            whole_number("seed", seed)
         twin = copy.copy(self)
         twin._ahead, twin._stream = list(self._ahead), self._stream.copy()
         twin._fed_V, twin._written_V = self._fed_V.copy(), self._written_V.copy()
