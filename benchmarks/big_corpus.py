@@ -67,7 +67,7 @@ started = time.perf_counter()
 from pathlib import Path
 from textlstm.config import CorpusConfig
 from textlstm.corpus import read_corpus
-from textlstm.run import _make_tokenizer
+from textlstm.run import tokenizer_of
 from textlstm.view import View
 times = {}
 def mark(name):
@@ -80,7 +80,7 @@ def main():
     corpus = read_corpus([path], CorpusConfig())
     corpus.fingerprint
     mark("reading")
-    tokenizer = _make_tokenizer(name, corpus, 4095, View())
+    tokenizer = tokenizer_of(name, corpus, 4095, View())
     mark("tokenizer")
     tokens = corpus.encode(tokenizer, tokenizer.vocab_size, workers)
     mark("encoding")

@@ -30,7 +30,7 @@ LAYERS = (
     {"coding", "novelty", "inspection", "scoring"},
     {"model"},
     {"run", "interactive", "server"},
-    {"api", "bench"},
+    {"api", "bench", "tune"},
     {"cli"},
     {"__main__"},
 )
@@ -189,7 +189,7 @@ for argv in {commands!r}:
         assert end.code == 0, (argv, end.code)
     else:
         raise AssertionError("main did not exit")
-    loaded = {{"torch", "transformers", "matplotlib", "fastapi"}} & set(sys.modules)
+    loaded = {{"torch", "transformers", "matplotlib", "fastapi", "optuna"}} & set(sys.modules)
     assert not loaded, (argv, loaded)
 """
 

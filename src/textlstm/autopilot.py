@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_USUAL_SHARE = 0.6  # of the peak rate that training reaches, for the first guess of the size
+USUAL_SHARE = 0.6  # of the peak rate that training reaches, for the first guess of the size
 _BESIDES = 0.07  # share of the time for looks, samples, checkpoints and the start
 _CHARS_PER_TOKEN = {512: 2.0, 1024: 2.4, 2048: 2.8, 4096: 3.2}  # English, own BPE
 
@@ -54,7 +54,7 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
         fixed: settings that the user made; they stand.
     """
     vocab = int(fixed.get("vocab_size", next((v for v, most in _VOCABULARIES if chars < most), 4096)))
-    operations = seconds * peak * _USUAL_SHARE
+    operations = seconds * peak * USUAL_SHARE
     wanted = math.sqrt(operations / 7.2)
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
     tokens_read = operations / (6 * _params(hidden, vocab))
@@ -81,7 +81,7 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
         "seq_len": length,
         "lr": round(min(1e-2, 8e-3 * math.sqrt(320 / hidden)), 5),
         "weight_decay": max(0.1, d),
-        "ema": round(min(0.999, max(0.9, 1 - 12 / steps)), 4),
+        "ema": averaging(steps),
     }
     return Proposal(model, train, epochs > _MOST_EPOCHS_WITHOUT_DEVELOPMENT)
 
@@ -101,6 +101,11 @@ _BATCHES = (
 def _params(hidden: int, vocab: int) -> int:
     """Parameters that are multiplied: two layers of width H on a tied embedding of width H."""
     return 16 * hidden * hidden + vocab * hidden
+
+
+def averaging(steps: float) -> float:
+    """Decay of the averaged weights that spans a twelfth of a run of so many steps."""
+    return round(min(0.999, max(0.9, 1 - 12 / steps)), 4)
 
 
 def steps_within(seconds: float, per_step: float, final: float) -> int:

@@ -30,6 +30,7 @@ from textlstm.config import (
     PatternConfig,
     SamplingConfig,
     TrainConfig,
+    read_settings,
 )
 from textlstm.errors import TextLSTMError
 
@@ -178,6 +179,9 @@ def _train(request: Any, quiet: bool) -> Any:
 @click.option("--steps", type=int, help="Train this many optimizer steps instead.")
 @click.option("--epochs", type=float, help="Train this many passes over the text instead.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings of the original program.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Settings of a search's best.json or a run's config.json."
+)
 @click.option("--init-from", help="Begin from this model; its vocabulary and shape are kept.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole checkpoint.")
 @click.option("--resume-step", type=int, help="With --resume: go on from the checkpoint of this step instead.")
@@ -214,9 +218,13 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     """
     from textlstm.run import Request
 
+    stored = {} if (path := values.pop("config")) is None else read_settings(path)
     settings = {**given(CorpusConfig, values), **given(ModelConfig, values)}
     steps = values.pop("steps")
     settings |= given(TrainConfig, values)
+    if steps is None and values["minutes"] is None and values["epochs"] is None:
+        steps = stored.get("steps")
+    settings = {k: v for k, v in stored.items() if k != "steps"} | settings
     if values["workers"] is None:
         values["workers"] = min(8, os.cpu_count() or 1)
     processes, restarts, rank = values.pop("processes"), values.pop("restarts"), int(os.environ.get("RANK", "0"))
@@ -242,6 +250,54 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
         )
     if target is not None and result.seconds_to_loss is None:
         click.echo(f"the held-out text never cost as little as {target:g} nats per character", err=True)
+        sys.exit(1)
+
+
+@cli.command(short_help="Search for the best options for your text.")
+@click.argument("sources", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the search.  [default: runs/NAME-tune-N]")
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="How many, in all.")
+@click.option("--minutes", type=float, help="Train each trial about this long.")
+@click.option("--flops", type=float, help="Train each trial for so many floating-point operations instead.")
+@click.option("--prune/--no-prune", default=True, show_default=True, help="End trials early that fall behind.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
+)
+@options_of(CorpusConfig)
+@options_of(ModelConfig, skip=["boundary"])
+@options_of(TrainConfig, skip=["steps"])
+@_common
+def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) -> None:
+    """Search for the best options for SOURCES: short trainings of the same compute, one after the other.
+
+    Sizes, lanes, learning rate, weight decay and dropouts are searched, but for those that you give. Trials are judged
+    on the development part; the held-out text is not looked at. The same command goes on with a search that was
+    stopped, or adds --trials to it, if --out names its folder. With --flops the same seed gives the same trials. What is
+    best in two minutes is not best in an hour: give a trial as much of the time that you mean to train for as you can.
+
+    
+    textlstm tune my-novel.txt --minutes 2 --out runs/search
+    textlstm tune my-novel.txt --minutes 2 --out runs/search --trials 50       goes on
+    textlstm tune tiny-shakespeare --flops 2e13 --vocab-size 1024 --num-layers 2
+    textlstm train my-novel.txt --config runs/search/best.json --minutes 30
+    """
+    from textlstm.api import require_torch
+
+    require_torch()
+    from textlstm.tune import Search
+    from textlstm.tune import tune as search
+    from textlstm.tune.show import choose_tune_view, show_found
+
+    settings = {**given(CorpusConfig, values), **given(ModelConfig, values), **given(TrainConfig, values)}
+    if values["workers"] is None:
+        values["workers"] = min(8, os.cpu_count() or 1)
+    with choose_tune_view(quiet) as view:
+        found = search(Search(sources, settings=settings, **values), view)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        show_found(found)
+    if found.best is None:
         sys.exit(1)
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from textlstm.errors import ConfigError
@@ -85,6 +87,34 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 def _type_name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if not isinstance(hint, types.UnionType) else str(hint)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a file: the `best.json` of a search, or the `config.json` of a run.
+
+    Args:
+        path: a JSON object with the sections `corpus`, `model` and `train`, any of which may be absent.
+
+    Returns:
+        Field name to value.
+
+    Raises:
+        ConfigError: no such file, or one with something else in it.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+    settings: dict[str, Any] = {}
+    for section, kind in (("corpus", CorpusConfig), ("model", ModelConfig), ("train", TrainConfig)):
+        part = values.get(section, {}) if isinstance(values, dict) else None
+        if not isinstance(part, dict):
+            raise ConfigError(f"{path} is no configuration: it has no section {section!r} of settings")
+        kind.from_dict(part)
+        settings |= part
+    if not settings:
+        raise ConfigError(f"{path} is no configuration: none of the sections corpus, model and train is in it")
+    return settings
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ def _train(request: Request, view: View, started: float, group: Group) -> Result
             view.notice(f"{folder} is complete; nothing is left to do")
             group.share(json.dumps({"result": done.to_dict()}).encode())
             return done
-        with _alone_in(folder):
+        with alone_in(folder):
             corpus, tokenizer, checkpoint, initial = _resume(folder, setup, request, view)
             return Run(folder, setup, corpus, tokenizer, request, view, started, group).go(checkpoint, initial)
     initial = _initial(request.init_from)
@@ -251,7 +251,7 @@ def _train(request: Request, view: View, started: float, group: Group) -> Result
         folder.mkdir(parents=True, exist_ok=request.out is not None)
     except OSError as error:
         raise RunError(f"the run folder {folder} cannot be made: {error.strerror}") from error
-    with _alone_in(folder):
+    with alone_in(folder):
         if (folder / "config.json").exists():
             raise RunError(f"another run was begun in {folder} meanwhile; name another --out")
         try:
@@ -295,8 +295,12 @@ def _check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run folder; the system frees it when the process ends, however it ends."""
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run folder; the system frees it when the process ends, however it ends.
+
+    Raises:
+        RunError: another process holds it, or the folder cannot be written.
+    """
     from filelock import FileLock, Timeout  # comes with torch
 
     path = folder / ".lock"
@@ -372,7 +376,12 @@ def _asked(request: Request) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def _split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The settings of the corpus, of the model and of the training.
+
+    Raises:
+        ConfigError: a setting of none of them.
+    """
     kinds = (CorpusConfig, ModelConfig, TrainConfig)
     unknown = [name for name in settings if not any(name in kind.__dataclass_fields__ for kind in kinds)]
     if unknown:
@@ -408,7 +417,7 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
     _check_length(request)
     if request.preset is not None and request.preset not in PRESETS:
         raise UsageError(f"there is no preset {request.preset!r}; known are {', '.join(PRESETS)}")
-    for_corpus, for_model, for_train = _split_settings(request.settings)
+    for_corpus, for_model, for_train = split_settings(request.settings)
     preset = PRESETS.get(request.preset or "", {"model": {}, "train": {}})
     for_model, for_train = preset["model"] | for_model, preset["train"] | for_train
     if "vocab_size" in request.settings and "tokenizer" not in request.settings:
@@ -437,7 +446,7 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
         boundary = bool(for_model.get("boundary", ModelConfig.boundary))
         wanted = int(for_model.get("vocab_size", ModelConfig.vocab_size)) - boundary
         name = for_train["tokenizer"] = absolute_name(for_train.get("tokenizer", TrainConfig.tokenizer))
-        tokenizer = _make_tokenizer(name, corpus, wanted, view)
+        tokenizer = tokenizer_of(name, corpus, wanted, view)
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
     model = ModelConfig.from_dict(for_model)
     if request.steps is not None:
@@ -548,10 +557,10 @@ def _resume(
             raise RunError(f"{setup.init_from} has changed since {folder} was begun from it; begin anew")
         return corpus, initial.tokenizer, None, initial
     wanted = setup.model.vocab_size - setup.model.boundary
-    return corpus, _make_tokenizer(setup.train.tokenizer, corpus, wanted, view), None, None
+    return corpus, tokenizer_of(setup.train.tokenizer, corpus, wanted, view), None, None
 
 
-def _make_tokenizer(name: str, corpus: Corpus, vocab_size: int, view: View) -> Tokenizer:
+def tokenizer_of(name: str, corpus: Corpus, vocab_size: int, view: View) -> Tokenizer:
     """The tokenizer of a run; one made for a long text is kept in the cache."""
     if isinstance(corpus.train, Part):
         return make_tokenizer(name, corpus.training_text(name), vocab_size)
@@ -578,6 +587,61 @@ def _finished_result(folder: Path) -> Result | None:
     return Result(folder / MODEL_FILE, json.loads((folder / "config.json").read_bytes()), **last["result"])
 
 
+class Signals:
+    """Turns the first Ctrl-C or SIGTERM within it into a wish to stop; a second one acts at once.
+
+    Args:
+        notice: told that the wish was heard.
+        hold: let no second one act, because a launcher hands on what the terminal has sent already.
+
+    Attributes:
+        received: the signal, or None.
+    """
+
+    def __init__(self, notice: Callable[[str], None], hold: bool = False) -> None:
+        self.received: int | None = None
+        self._notice, self._hold = notice, hold
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        with suppress(ValueError):  # not in the main thread, where Python has no signals
+            for watched in (signal.SIGINT, signal.SIGTERM):
+                self._previous[watched] = signal.signal(watched, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self._hold and self.received is not None:
+            return  # the launcher knows how to kill
+        self.received = number
+        if not self._hold:
+            signal.signal(number, self._previous[number])
+        self._notice("saving; once more stops at once")
+
+    def reason(self) -> str | None:
+        """The name of the signal, for a trainer that asks whether to stop."""
+        return None if self.received is None else signal.Signals(self.received).name
+
+
+def lane_reader(tokens: Tokens, tokenizer: Tokenizer, model: ModelConfig, train: TrainConfig) -> LaneReader:
+    """The reader of a training text."""
+    line_end_V = np.zeros(model.vocab_size, dtype=bool)
+    for id in range(tokenizer.vocab_size):
+        line_end_V[id] = tokenizer.token_bytes(id).endswith(b"\n")
+    lanes, length, jitter, seed = train.batch_size, train.seq_len, train.jitter, train.seed
+    return LaneReader(tokens.train, lanes, length, jitter, seed, model.boundary_id, line_end_V)
+
+
+def development(corpus: Corpus, tokens: Tokens) -> Development | None:
+    """The part of a text that picks the best weights, or None where there is none."""
+    if not len(tokens.dev):
+        return None
+    return Development(tokens.dev, tokens.train[-metrics.WARM_UP :], corpus.dev.num_chars, corpus.dev.num_bytes)
+
+
 class Run:
     """A run under way: the trainer, and everything that watches it."""
 
@@ -596,7 +660,7 @@ class Run:
         self.chooses = bool(len(self.tokens.dev))  # whether a development part picks the best weights
         self.shown = "development" if self.chooses else "held-out"
         self.best_step: int | None = None
-        self._signal: int | None = None
+        self._signals = Signals(view.notice, hold=group.size > 1)
         self._began = (0, 0.0)  # step and time at which training began here
         self._told_late = False
         self._failing: set[str] = set()  # what could not be written the last time
@@ -638,10 +702,10 @@ class Run:
             on_step=self._on_step,
             on_look=self._on_look,
             save=self._save,
-            stop=lambda: None if self._signal is None else signal.Signals(self._signal).name,
+            stop=self._signals.reason,
             reached=self._reached,
         )
-        with self._watch_signals():
+        with self._signals:
             reason = trainer.run(callbacks)
         if reason is not None:
             self._interrupted(trainer)
@@ -653,32 +717,20 @@ class Run:
         """Trains as one of the ranks that write nothing."""
         trainer = self._trainer(None)
         trainer.restore(self.group.share_checkpoint(None if resumed else trainer.checkpoint()))
-        with self._watch_signals():
-            reason = trainer.run(Callbacks(stop=lambda: None if self._signal is None else "signal"))
+        with self._signals:
+            reason = trainer.run(Callbacks(stop=self._signals.reason))
         if reason is not None:
-            raise Interrupted(f"rank {self.group.rank} stopped with the others", self._signal or signal.SIGTERM)
+            raise Interrupted(
+                f"rank {self.group.rank} stopped with the others", self._signals.received or signal.SIGTERM
+            )
 
     def _trainer(self, initial: ModelFile | None) -> Trainer:
         model, train = self.setup.model, self.setup.train
-        line_end_V = np.zeros(model.vocab_size, dtype=bool)
-        for id in range(self.tokenizer.vocab_size):
-            line_end_V[id] = self.tokenizer.token_bytes(id).endswith(b"\n")
-        reader = LaneReader(
-            self.tokens.train,
-            train.batch_size,
-            train.seq_len,
-            train.jitter,
-            train.seed,
-            model.boundary_id,
-            line_end_V,
-        )
+        reader = lane_reader(self.tokens, self.tokenizer, model, train)
         if reader.batch_size < train.batch_size:
             self.view.notice(f"the text is short: {reader.batch_size} lanes instead of {train.batch_size}")
-        dev = None
-        if len(self.tokens.dev):
-            part = self.corpus.dev
-            dev = Development(self.tokens.dev, self.tokens.train[-metrics.WARM_UP :], part.num_chars, part.num_bytes)
-        elif len(self.tokens.val) and self.corpus.val_follows:
+        dev = development(self.corpus, self.tokens)
+        if dev is None and len(self.tokens.val) and self.corpus.val_follows:
             ids = self.tokens.val[:_SHOWN_TOKENS]
             data = self.tokenizer.decode_bytes(ids[ids < self.tokenizer.vocab_size].tolist())
             before = self.tokens.train[-metrics.WARM_UP :]
@@ -700,30 +752,6 @@ class Run:
             peak=sgemm_peak(best_device()),
             shown=self.shown,
         )
-
-    @contextmanager
-    def _watch_signals(self) -> Iterator[None]:
-        """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one acts at once."""
-
-        def note(number: int, frame: object) -> None:
-            if self.group.size > 1 and self._signal is not None:
-                return  # the launcher hands on what the terminal has sent already, and knows how to kill
-            self._signal = number
-            if self.group.size == 1:
-                signal.signal(number, previous[number])
-            self.view.notice("saving; once more stops at once")
-
-        previous: dict[int, Any] = {}
-        try:
-            for watched in (signal.SIGINT, signal.SIGTERM):
-                previous[watched] = signal.signal(watched, note)
-        except ValueError:  # not in the main thread, where Python has no signals
-            pass
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _log(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(_finite(record), allow_nan=False) + "\n"
@@ -920,7 +948,7 @@ class Run:
             f"stopped at step {trainer.step} of {self.setup.train.steps}; everything is saved. Go on with: "
             f"textlstm train --resume --out {shlex.quote(str(self.folder))}"
             + (", with the same text on standard input" if "-" in self.setup.sources else ""),
-            self._signal or signal.SIGTERM,  # another rank got it
+            self._signals.received or signal.SIGTERM,  # another rank got it
         )
 
     def _finish(self, trainer: Trainer) -> Result:

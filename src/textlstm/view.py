@@ -253,11 +253,16 @@ class _Console(Console):
             os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
 
+def error_console() -> Console:
+    """Standard error, whose reader may leave."""
+    return _Console(stderr=True)
+
+
 def choose_view(quiet: bool) -> View:
     """The view that suits standard error: live on a terminal, plain lines elsewhere, none when quiet."""
     if quiet:
         return View()
-    console = _Console(stderr=True)
+    console = error_console()
     return LiveView(console) if console.is_terminal else PlainView(console)
 
 
