@@ -272,8 +272,9 @@ def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) ->
 
     Sizes, lanes, learning rate, weight decay and dropouts are searched, but for those that you give. Trials are judged
     on the development part; the held-out text is not looked at. The same command goes on with a search that was
-    stopped, or adds --trials to it, if --out names its folder. With --flops the same seed gives the same trials. What is
-    best in two minutes is not best in an hour: give a trial as much of the time that you mean to train for as you can.
+    stopped, or adds --trials to it, if --out names its folder. With --flops the same seed gives the same trials. What
+    is best in two minutes is not best in an hour: give a trial as much of the time that you mean to train for as you
+    can.
 
     
     textlstm tune my-novel.txt --minutes 2 --out runs/search
