@@ -2,17 +2,22 @@
 
     python benchmarks/generation.py
 
-The weights are random, which costs the same as trained ones. Beside it, alternating, a step by hand in torch in
-single precision (one matrix product per layer and gate block, no autograd), and the reading of as many bytes as the
-weights have: the ceiling of one row, which cannot write faster than its weights are read. And a GPT-2 of the library
-transformers with as many parameters, sampling with its cache (the extra `transformers`).
+The weights are random, which costs the same as trained ones. Beside it, alternating: a step by hand in torch in single
+precision (one matrix product per layer and gate block, no autograd); a GPT-2 of the library transformers with as many
+parameters, sampling with its cache (the extra `transformers`); a Llama of as many in llama.cpp in Q8_0, on one and on two
+threads, of which the better counts (`benchmarks/llama.py`); and the reading of as many bytes as the weights have: the
+ceiling of one row, which cannot write faster than its weights are read. Three ways read them; the fastest counts.
+
+Then what sampling costs beside a step, at 1,024 and at 50,257 ids.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 
+import llama
 import numpy as np
 import torch
 from card import report, spread
@@ -25,14 +30,29 @@ from textlstm.tokenizer import ByteTokenizer
 
 CONFIG = ModelConfig(vocab_size=1024, embed_size=512, hidden_size=512)
 BATCHES = (1, 8, 64, 256)
+VOCABULARIES = (1024, 50_257)
+SAMPLINGS = {
+    "default": SamplingConfig(),
+    "top-k 40": SamplingConfig(top_k=40),
+    "top-p 0.95": SamplingConfig(top_p=0.95),
+    "min-p 0.05": SamplingConfig(min_p=0.05),
+    "greedy": SamplingConfig(temperature=0.0),
+    "repetition penalty 1.1": SamplingConfig(repetition_penalty=1.1),
+    "typical-p 0.9": SamplingConfig(typical_p=0.9),
+}
 TOKENS, RUNS = 500, 7
 
 
-def random_weights() -> dict[str, np.ndarray]:
+def random_weights(config: ModelConfig) -> dict[str, np.ndarray]:
     """Weights of the size that training begins with."""
     rng = np.random.default_rng(0)
-    shapes = CONFIG.tensor_shapes().items()
-    return {name: (rng.standard_normal(s) * s[-1] ** -0.5).astype(np.float32) for name, s in shapes}
+    shapes = config.tensor_shapes().items()
+    return {name: (rng.standard_normal(s, np.float32) * np.float32(s[-1] ** -0.5)) for name, s in shapes}
+
+
+def make_engine(config: ModelConfig, weights: dict[str, np.ndarray]) -> Int8Engine:
+    """The engine that writes."""
+    return Int8Engine(ModelFile(config, ByteTokenizer(), weights, {}, ""))
 
 
 def ours(engine: Int8Engine, rows: int) -> Callable[[], None]:
@@ -89,6 +109,39 @@ def transformer() -> Callable[[], None]:
     return run
 
 
+def readers(size: int) -> dict[str, Callable[[], None]]:
+    """Ways to read so many bytes; pages of fresh zeros would all be the same one, so they hold ones."""
+    whole, floats = np.ones(size, np.int8).view(np.int64), np.ones(size // 4, np.float32)
+    rows, ones = floats.reshape(-1, 512), np.ones(512, np.float32)
+    ways = {"sum": whole.sum, "dot": lambda: floats @ floats, "rows": lambda: rows @ ones}
+    return {
+        f"reading, {name}": lambda read=read: [read() for _ in range(TOKENS)] and None for name, read in ways.items()
+    }
+
+
+def cost_of_sampling(vocab_size: int) -> dict[str, float]:
+    """Share of the time of a token that sampling takes, for one row, by its settings."""
+    config = CONFIG.replace(vocab_size=vocab_size)
+    engine = make_engine(config, random_weights(config))
+    times: dict[str, list[float]] = {name: [] for name in ("step", *SAMPLINGS)}
+    number = 200 if vocab_size < 10_000 else 50
+    for attempt in range(RUNS + 1):
+        logits_BV, state = engine.begin(1)
+        for name in times:
+            row = Row(SAMPLINGS.get(name, SamplingConfig()), np.random.default_rng(0), vocab_size)
+            started = time.perf_counter()
+            for _ in range(number):
+                if name == "step":
+                    engine.step(np.zeros(1, np.int64), state)
+                else:
+                    row.wrote(int(sample(logits_BV, [row])[0]))
+            if attempt:
+                times[name].append((time.perf_counter() - started) / number)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    shares = {name: round(medians[name] / (medians["step"] + medians[name]), 4) for name in SAMPLINGS}
+    return {"step_us": round(1e6 * medians["step"], 1), **shares}
+
+
 def seconds(run: Callable[[], None]) -> float:
     """How long it takes."""
     started = time.perf_counter()
@@ -99,14 +152,14 @@ def seconds(run: Callable[[], None]) -> float:
 def main() -> None:
     """Measures all, alternating, after one run of each to warm up."""
     torch.set_num_threads(1)
-    weights = random_weights()
-    engine = Int8Engine(ModelFile(CONFIG, ByteTokenizer(), weights, {}, ""))
-    # What a step reads: all matrices but the first layer's for its input, whose products are kept. Ones,
-    # because pages of fresh zeros are all the same one.
-    read = np.ones(1024 * 512 + 3 * 2048 * 512, np.int8).view(np.int64)
+    weights = random_weights(CONFIG)
+    engine = make_engine(CONFIG, weights)
+    size = 1024 * 512 + 3 * 2048 * 512  # all matrices but the first layer's for its input, whose products are kept
     runs = {f"int8, {rows} rows": ours(engine, rows) for rows in BATCHES} | {"torch by hand, 1 row": by_hand(weights)}
     runs["transformers, 1 row"] = transformer()
-    runs["reading the weights"] = lambda: [read.sum() for _ in range(TOKENS)] and None
+    llamas = llama.writers(TOKENS, (1, 2))
+    runs |= {f"llama.cpp, {count} threads": run for count, run in (llamas or {}).items()}
+    runs |= readers(size)
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for attempt in range(RUNS + 1):
         for name, run in runs.items():
@@ -118,17 +171,25 @@ def main() -> None:
     one = rates["int8, 1 rows"]
 
     def ratio(other: str) -> dict[str, float]:
-        return spread([a / b for a, b in zip(one, rates[other], strict=True)])
+        """To the best of what begins so."""
+        best = max((name for name in rates if name.startswith(other)), key=lambda name: statistics.median(rates[name]))
+        return {"to": best} | spread([a / b for a, b in zip(one, rates[best], strict=True)])
 
+    ceiling = ratio("reading")
+    read = statistics.median(rates[ceiling["to"]])
     report(
         "generation",
         {
             "kernel": engine.kind,
             "tokens_per_second": {name: spread(values) for name, values in rates.items()},
-            "ratio_to_torch": ratio("torch by hand, 1 row"),
-            "ratio_to_transformers": ratio("transformers, 1 row"),
-            "share_of_the_reading_ceiling": ratio("reading the weights"),
+            "ratio_to_torch": ratio("torch by hand"),
+            "ratio_to_transformers": ratio("transformers"),
+            "ratio_to_llama_cpp": ratio("llama.cpp") if llamas else "skipped: llama-cpp-python is not installed",
+            "batch_64_to_batch_1": statistics.median(rates["int8, 64 rows"]) / statistics.median(one),
+            "ceiling": {"bytes_per_token": size, "gb_per_second": read * size / 1e9, "tokens_per_second": read},
+            "share_of_the_reading_ceiling": ceiling,
             "step_without_sampling_us": 1e6 * engine_only / TOKENS,
+            "share_of_sampling": {f"{size:,} ids": cost_of_sampling(size) for size in VOCABULARIES},
         },
     )
 
