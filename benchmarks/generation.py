@@ -4,9 +4,9 @@
 
 The weights are random, which costs the same as trained ones. Beside it, alternating: a step by hand in torch in single
 precision (one matrix product per layer and gate block, no autograd); a GPT-2 of the library transformers with as many
-parameters, sampling with its cache (the extra `transformers`); a Llama of as many in llama.cpp in Q8_0, on one and on two
-threads, of which the better counts (`benchmarks/llama.py`); and the reading of as many bytes as the weights have: the
-ceiling of one row, which cannot write faster than its weights are read. Three ways read them; the fastest counts.
+parameters, sampling with its cache (the extra `transformers`); a Llama of as many in llama.cpp in Q8_0, on one thread and
+on two, of which the better counts (`benchmarks/llama.py`); and the reading of as many bytes as the weights have: the
+ceiling of one row, which cannot write faster than its weights are read. Of three ways to read them the fastest counts.
 
 Then what sampling costs beside a step, at 1,024 and at 50,257 ids.
 """
@@ -114,9 +114,11 @@ def readers(size: int) -> dict[str, Callable[[], None]]:
     whole, floats = np.ones(size, np.int8).view(np.int64), np.ones(size // 4, np.float32)
     rows, ones = floats.reshape(-1, 512), np.ones(512, np.float32)
     ways = {"sum": whole.sum, "dot": lambda: floats @ floats, "rows": lambda: rows @ ones}
-    return {
-        f"reading, {name}": lambda read=read: [read() for _ in range(TOKENS)] and None for name, read in ways.items()
-    }
+
+    def often(read: Callable[[], object]) -> Callable[[], None]:
+        return lambda: [read() for _ in range(TOKENS)] and None
+
+    return {f"reading, {name}": often(read) for name, read in ways.items()}
 
 
 def cost_of_sampling(vocab_size: int) -> dict[str, float]:
