@@ -190,12 +190,35 @@ def test_texts_match(pattern, name, seed, room, by_chars):
     except UsageError as error:
         assert name == "plain" and "no text that this model can write" in str(error)
         return
-    limits = {"max_chars" if by_chars else "max_tokens": made.shortest + room}
+    most = room + (made.fewest_chars if by_chars else made.shortest)
+    limits = {"max_chars" if by_chars else "max_tokens": most}
     pieces = list(model.stream("ab", regex=pattern, seed=seed, temperature=1.5, **limits))
     text = "".join(pieces)
     assert re.fullmatch(pattern, text) and "\ufffd" not in text
-    assert len(text) <= made.shortest + room
+    assert len(text) <= most
     assert text == model.generate("ab", regex=pattern, seed=seed, temperature=1.5, **limits)
+
+
+@settings(max_examples=150)
+@given(patterns)
+def test_fewest_characters_are_those_of_brute_force(pattern):
+    made = MODELS["byte"].pattern(PatternConfig(regex=pattern))
+    alphabet = sorted({*"".join(ATOMS), *"xZ7_🙂 \n"})
+    fits = (n for n in range(3) for text in itertools.product(alphabet, repeat=n)
+            if re.fullmatch(pattern, "".join(text)))  # fmt: skip
+    found = next(fits, 3)
+    assert made.fewest_chars == found if found < 3 else made.fewest_chars >= 3
+    if made.fewest_chars:
+        with pytest.raises(UsageError, match=f"{made.fewest_chars} characters"):
+            MODELS["byte"].generate(regex=pattern, max_chars=made.fewest_chars - 1)
+
+
+def test_long_characters_fit_where_so_many_characters_do():
+    for name, model in MODELS.items():
+        assert model.generate("a", regex="é{3}語|a{5}", max_chars=4, seed=1) == "ééé語", name
+        assert re.fullmatch("é{3}語|a{5}", model.generate("a", regex="é{3}語|a{5}", max_chars=9, max_tokens=9, seed=1))
+        with pytest.raises(UsageError, match="5 bytes, max-chars is 4"):
+            model.generate("a", regex="é{3}語|a{5}", max_chars=4, max_tokens=9)
 
 
 @pytest.mark.parametrize("pattern", ["[A-Z][a-z]+, .{5,9}!", r"\w{3}語", "(?:yes|no|maybe)?", "[^a]{4}"])

@@ -147,6 +147,7 @@ class Automaton:
         start: where a text begins.
         next_SC: the table: state and byte to state, -1 where not yet known.
         distance_S: bytes, or tokens once refined, from a state to the nearest complete text; 0 where it is complete.
+        chars_S: characters that have to begin from a state to the complete text with the fewest.
         generation: how often the table was begun anew.
 
     Raises:
@@ -160,7 +161,9 @@ class Automaton:
         writable = self._classes.masks[-1] if alphabet is not None else -1
         masks = {ranges: mask & writable for ranges, mask in zip(sets, self._classes.masks, strict=False)}
         self._masks = [0 if ranges is None else masks[ranges] for ranges in self._graph.ranges]
-        self._distances = self._measure()
+        sizes = self._classes.sizes
+        self._distances = self._measure([min((sizes[k] for k in _bits(mask)), default=FAR) for mask in self._masks])
+        self._chars = self._measure([1 if mask else FAR for mask in self._masks])
         if self._distances[self._graph.start] == FAR:
             raise UsageError("no text that this model can write fits the pattern")
         self._work = 0
@@ -177,11 +180,11 @@ class Automaton:
         self.next_SC: NDArray[np.int32] = np.full((64, 256), -1, np.int32)
         self.next_SC[DEAD] = DEAD
         self.distance_S: NDArray[np.int32] = np.full(64, FAR, np.int32)
+        self.chars_S: NDArray[np.int32] = np.full(64, FAR, np.int32)
 
-    def _measure(self) -> list[int]:
-        """Bytes from each state of the graph to the end (Dijkstra 1959)."""
-        graph, sizes = self._graph, self._classes.sizes
-        costs = [min((sizes[k] for k in _bits(mask)), default=FAR) for mask in self._masks]
+    def _measure(self, costs: list[int]) -> list[int]:
+        """The way from each state of the graph to the end, by what each state's character costs (Dijkstra 1959)."""
+        graph = self._graph
         before: list[list[int]] = [[] for _ in graph.targets]
         for state, targets in enumerate(graph.targets):
             for target in targets:
@@ -225,7 +228,8 @@ class Automaton:
             if found == len(self.next_SC):
                 self.next_SC = np.concatenate([self.next_SC, np.full_like(self.next_SC, -1)])
                 self.distance_S = np.concatenate([self.distance_S, np.full_like(self.distance_S, FAR)])
-            self.distance_S[found] = self._distance(key)
+                self.chars_S = np.concatenate([self.chars_S, np.full_like(self.chars_S, FAR)])
+            self.distance_S[found], self.chars_S[found] = self._distance(key)
         return found
 
     def key(self, number: int) -> Key:
@@ -267,12 +271,13 @@ class Automaton:
                 return None
         return self._keys[state]
 
-    def _distance(self, key: Key) -> int:
+    def _distance(self, key: Key) -> tuple[int, int]:
         members, partial = key
         if partial is None:
-            return min(self._distances[state] for state in members)
+            return min(self._distances[state] for state in members), min(self._chars[state] for state in members)
         moves = self._moves_of(members)
-        return partial.missing + min(int(self.distance_S[moves[k]]) for k in self._kinds(partial) if k in moves)
+        after = [moves[k] for k in self._kinds(partial) if k in moves]
+        return partial.missing + int(self.distance_S[after].min()), int(self.chars_S[after].min())
 
     def _moves_of(self, members: frozenset[int]) -> dict[int, int]:
         """Where each class of characters leads from a set of states."""

@@ -97,11 +97,13 @@ class Allowance:
 
     Attributes:
         needs_V: tokens that are needed to complete the text after each token; `FAR` where it leaves the pattern.
+        chars_V: characters that are needed after it.
         dead_V: whether it leaves the pattern.
         most: the greatest need of a token that stays.
     """
 
     needs_V: NDArray[np.int32]
+    chars_V: NDArray[np.int32]
     dead_V: Bools
     most: int
 
@@ -135,6 +137,12 @@ class Pattern:
         """Tokens that are enough for the shortest text."""
         return self.need(self.automaton.start)
 
+    @property
+    def fewest_chars(self) -> int:
+        """Characters of the text with the fewest."""
+        number = self.automaton.number(self.automaton.start)
+        return int(self.automaton.chars_S[number])
+
     def need(self, key: Key) -> int:
         """Tokens that are enough from a state to the end."""
         number = self.automaton.number(key)  # before the table, which it may replace
@@ -160,8 +168,8 @@ class Pattern:
         if found is None:
             after_V = self.vocabulary.states_after(self.automaton, state)
             needs_V, dead_V = self.automaton.distance_S[after_V], after_V == DEAD
-            found = Allowance(needs_V, dead_V, int(needs_V[~dead_V].max(initial=0)))
-            if len(self._allowances) * (needs_V.nbytes + dead_V.nbytes) > _MASK_BYTES:
+            found = Allowance(needs_V, self.automaton.chars_S[after_V], dead_V, int(needs_V[~dead_V].max(initial=0)))
+            if len(self._allowances) * (2 * needs_V.nbytes + dead_V.nbytes) > _MASK_BYTES:
                 self._allowances = {}
             self._allowances[state] = found
         return found
@@ -173,7 +181,7 @@ class Guide:
     Args:
         pattern: the pattern.
         max_tokens, max_chars: what the text has to be complete within; None is no limit. An open pattern heeds
-            neither: wherever its text is cut, there is a beginning.
+            neither: wherever its text is cut, there is a beginning. Within both, a text must be short in bytes.
 
     Raises:
         UsageError: the shortest text is longer than that.
@@ -183,13 +191,16 @@ class Guide:
         self._pattern, self._key = pattern, pattern.automaton.start
         self._tokens_left = FAR - 1 if max_tokens is None or pattern.open else max_tokens
         self._chars_left = None if pattern.open else max_chars
+        self._by_chars = max_chars is not None and max_tokens is None
         if pattern.shortest > self._tokens_left and max_chars is None:
             pattern.refine()
+        shortest, unit = (pattern.fewest_chars, "characters") if self._by_chars else (pattern.shortest, "tokens")
+        if max_chars is not None and max_tokens is not None:
+            unit = "bytes"  # which are no fewer than tokens, nor than characters
         for name, most in (("max-tokens", self._tokens_left), ("max-chars", self._chars_left)):
-            if most is not None and pattern.shortest > most:
+            if most is not None and shortest > most:
                 raise UsageError(
-                    f"the shortest text that fits the pattern takes {pattern.shortest} tokens, {name} is {most}; "
-                    "allow more"
+                    f"the shortest text that fits the pattern takes {shortest} {unit}, {name} is {most}; allow more"
                 )
 
     @property
@@ -215,7 +226,7 @@ class Guide:
         room_V: Any = room
         if self._chars_left is not None:
             room_V = np.minimum(room, self._chars_left - self._pattern.vocabulary.chars_V)
-        stays_V: Bools = allowance.needs_V <= room_V
+        stays_V: Bools = (allowance.chars_V if self._by_chars else allowance.needs_V) <= room_V
         return stays_V
 
     def push(self, id: int) -> bool:
