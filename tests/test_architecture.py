@@ -27,7 +27,7 @@ LAYERS = (
     {"model_file"},
     {"legacy", "engine", "trainer", "autopilot", "registry"},
     {"generation", "view", "report", "export"},
-    {"coding", "novelty", "inspection", "scoring"},
+    {"coding", "novelty", "inspection", "scoring", "learning"},
     {"model"},
     {"run", "interactive", "server"},
     {"api", "bench", "tune"},
@@ -39,6 +39,7 @@ EXCEPTIONS = {("config", "errors")}
 MAY_IMPORT_TORCH = {
     "network", "network.losses", "network.recurrence", "legacy", "trainer", "trainer.speed",
     "trainer.distributed", "trainer.launch", "engine.torch", "run", "export.modeling_textlstm",
+    "learning.dynamic", "learning.engine",
 }  # fmt: skip
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ from textlstm.config import (
     PRESETS,
     Config,
     CorpusConfig,
+    LearnConfig,
     ModelConfig,
     PatternConfig,
     SamplingConfig,
@@ -81,6 +83,53 @@ def given(config: type[Config], values: dict[str, Any]) -> dict[str, Any]:
 def _common(command: Command) -> Command:
     command = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")(command)
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")(command)
+
+
+def _learning(command: Command) -> Command:
+    """Options of the commands that can learn while they read."""
+    command = options_of(LearnConfig)(command)
+    command = click.option(
+        "--learn-from", help="With --learn: measure the statistics of gradients on this text, file or corpus."
+    )(command)
+    return click.option("--learn", is_flag=True, help="Learn from what was read (dynamic evaluation).")(command)
+
+
+def _learner(
+    model: Any, values: dict[str, Any], quiet: bool, learn: bool | None = None
+) -> tuple[Any, LearnConfig | None]:
+    """The model, with statistics if they were asked for, and how it learns: None if it does not.
+
+    Args:
+        model: the model.
+        values: options of a command; those of learning are taken out.
+        quiet: say nothing.
+        learn: whether it learns; None is for `--learn` to say.
+    """
+    learn = values.pop("learn") if learn is None else learn
+    source, settings = values.pop("learn_from"), given(LearnConfig, values)
+    if not learn:
+        if settings or source is not None:
+            option = "--" + next(iter(settings), "learn_from").replace("_", "-")
+            raise click.BadParameter("goes with --learn", param_hint=option)
+        return model, None
+    from textlstm.api import require_torch
+
+    require_torch()
+    config = LearnConfig.from_dict(settings)
+    if source is not None:
+        from textlstm.corpus import read_sources
+
+        documents = read_sources([source], CorpusConfig(), _notice(quiet)).documents
+        model = model.with_statistics("\n".join(document.text for document in documents))
+    where = _statistics(model, source)
+    _notice(quiet)(f"learning, with statistics of gradients from {where}")
+    return model, config
+
+
+def _statistics(model: Any, source: str | None) -> str:
+    if source is not None:
+        return source
+    return "the model file" if model.has_statistics else "what is read: the model file has none"
 
 
 def _quoted(path: Path) -> str:
@@ -337,6 +386,7 @@ def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) ->
 @options_of(PatternConfig, skip=["choices"])
 @click.option("--beams", type=int, help="Look for the likeliest text by beam search, with this many beginnings.")
 @click.option("--interactive", "-i", is_flag=True, help="Write together: type texts and commands, /help lists them.")
+@_learning
 @click.option("--best-of", type=int, help="Write this many texts and keep the likeliest, by the mean over its tokens.")
 @_common
 def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any) -> None:
@@ -349,7 +399,7 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     textlstm generate shakespeare --regex "[A-Z][a-z]+, my (lord|lady|dear [a-z]+)[.!]"
     textlstm generate shakespeare --template "Dear {name:[A-Z][a-z]+},\\nI {what}\\nYours, {who:[A-Z][a-z]+}"
     textlstm generate shakespeare --blanks "The q___k br___ fox" --beams 32
-    textlstm generate shakespeare --interactive
+    textlstm generate shakespeare --interactive --learn
     """
     from textlstm.generation import Limits
     from textlstm.generation.search import check_search
@@ -372,9 +422,12 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
             raise click.UsageError(
                 "--interactive writes one text at a time: leave out --json, --n, --beams, --best-of"
             )
+        loaded, learn = _learner(loaded, values, quiet)
         copies = {"max_copy": values["max_copy"], "copy_source": index}
-        _converse(loaded, prompt, sampling, {**ends, **pattern.to_dict(), **copies}, seed, quiet)
+        _converse(loaded, prompt, sampling, {**ends, **pattern.to_dict(), **copies}, seed, quiet, learn)
         return
+    if values["learn"]:
+        raise click.BadParameter("goes with --interactive: it learns from what you write", param_hint="--learn")
     engine = loaded.engine
     number = values["n"] if best_of is None else best_of
     writers = loaded.writers(number, sampling, limits, seed, loaded.pattern(pattern), guard)
@@ -469,14 +522,16 @@ def _pattern(values: dict[str, Any]) -> PatternConfig:
 
 
 def _converse(
-    model: Any, prompt: str, sampling: SamplingConfig, options: dict[str, Any], seed: int, quiet: bool
-) -> None:
+    model: Any, prompt: str, sampling: SamplingConfig, options: dict[str, Any], seed: int, quiet: bool,
+    learn: LearnConfig | None,
+) -> None:  # fmt: skip
     from textlstm.interactive import Conversation, answer, converse, read_stdin, terminal_reader
 
     if all(options[name] is None for name in ("max_tokens", "max_chars")):
         options["max_chars"] = 300
     session = model.session(seed, **sampling.to_dict())
-    conversation = Conversation(model, session, options, index=lambda source: _suffix_index(source, quiet))
+    find = functools.partial(_suffix_index, quiet=quiet)
+    conversation = Conversation(model, session, options, index=find, learn=learn)
     in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if in_terminal and not quiet:
         click.echo("Type a text and the model goes on; /help lists the commands, Ctrl-D leaves.", err=True)
@@ -521,6 +576,7 @@ def _type_out(pieces: Any, characters_per_second: float) -> None:
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML file.")
 @click.option("--context", help="Text that is read first and not scored: the end of the training text, say.")
 @click.option("--engine", type=click.Choice(ENGINES), default="onnx", show_default=True, help="What computes.")
+@_learning
 @options_of(CorpusConfig, skip=["val_fraction", "val_chars", "val", "dev_fraction", "max_val_chars", "max_dev_chars"])
 @_common
 def score(
@@ -533,10 +589,14 @@ def score(
     corpora. Weights are fixed and every token counts, the first included. Each document is read from the model's
     start, or after the context.
 
+    With --learn the weights take a step after each segment that was predicted, through all documents of a file; the
+    next file, and the model, begin with the trained weights again.
+
     \b
     textlstm score shakespeare my-sonnet.txt
     textlstm score runs/my-text-1 other.txt --protocol cold-256 --json
     textlstm score shakespeare my-sonnet.txt --report --html report.html --csv lines.csv
+    textlstm score runs/my-text-1 chapter.txt --learn
     """
     from textlstm import metrics
     from textlstm.corpus import read_sources
@@ -546,25 +606,30 @@ def score(
 
     _check_outs(csv, html)
     protocol = _lanes_protocol(protocol, lanes, context)
+    if reading["learn"] and protocol != "stream":
+        raise click.BadParameter("goes along one text: leave out --protocol and --lanes", param_hint="--learn")
     config = CorpusConfig.from_dict(given(CorpusConfig, reading))
 
     def read(source: str) -> list[str]:
         return [document.text for document in read_sources([source], config, _notice(quiet)).documents]
 
-    loaded = Model.load(model, engine)
+    source = reading["learn_from"]
+    loaded, learn = _learner(Model.load(model, engine), reading, quiet)
     before = "" if context is None else "".join(read(context))
     texts = [(name, read(name)) for name in files]
     index = None if copy_source is None else _suffix_index(copy_source, quiet)
     wanted = detailed or csv is not None or html is not None
     with ScoreView(quiet) as view:
-        scores = [(name, loaded.score(text, protocol, before, view.progress(name))) for name, text in texts]
-        report = loaded.score_report(texts, before, view.progress("report")) if wanted else None
+        scores = [(name, loaded.score(text, protocol, before, view.progress(name), learn)) for name, text in texts]
+        report = loaded.score_report(texts, before, view.progress("report"), learn) if wanted else None
     total = metrics.total([one for _, one in scores])
     novelty = [] if index is None else [(name, index.novelty("\n".join(text))) for name, text in texts]
     if report is not None:
         write_files(report, csv, html, f"{Path(model).name} reads {', '.join(files)}")
     if as_json:
         answer = {**total.to_dict(), "model": model, **({} if report is None else report.to_dict())}
+        if learn is not None:
+            answer["learn"] = {**learn.to_dict(), "statistics": _statistics(loaded, source)}
         if index is not None:
             answer["novelty"] = [{"file": name, **one.to_dict()} for name, one in novelty]
         if len(scores) > 1:
@@ -652,28 +717,35 @@ _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 @click.argument("source", metavar="IN", type=_SOURCE)
 @click.argument("out")
 @click.option("--lanes", type=click.IntRange(1, 4096), default=1, help="Parts side by side: faster.  [default: 1]")
+@_learning
 @_common
-def compress_(model: str, source: str, out: str, lanes: int, as_json: bool, quiet: bool) -> None:
+def compress_(model: str, source: str, out: str, lanes: int, as_json: bool, quiet: bool, **learning: Any) -> None:
     """Compress the file IN with MODEL into OUT; '-' is standard input or output.
 
     The size of the file is the score: times eight, it is the bits of `score` (with --lanes N, of `score --lanes N`).
     What the model does not help with, such as pictures, is stored as it is or by LZMA. Who decompresses needs the
     same model; the machine may be another, since int8 gives the same numbers on each.
 
+    With --learn the model learns from what it has coded: smaller and slower, for decompress too, and only the same
+    machine with the same versions is sure to give the file back. The file says how it was written.
+
     \b
     textlstm compress shakespeare sonnets.txt sonnets.tlz
     textlstm compress runs/my-text-1 chapter.txt chapter.tlz --lanes 16
+    textlstm compress runs/my-text-1 chapter.txt chapter.tlz --learn
     cat chapter.txt | textlstm compress runs/my-text-1 - - > chapter.tlz
     """
     from textlstm.model import Model
     from textlstm.report import ScoreView
 
     _check_out(source, out, as_json)
-    loaded = Model.load(model)
+    if learning["learn"] and lanes > 1:
+        raise click.BadParameter("goes along one text: leave out --lanes", param_hint="--learn")
+    loaded, learn = _learner(Model.load(model), learning, quiet)
     data = _read_bytes(source)
     started = time.perf_counter()
     with ScoreView(quiet) as view:
-        done = loaded.compress(data, lanes, view.progress("compressing"))
+        done = loaded.compress(data, lanes, view.progress("compressing"), learn)
     seconds = time.perf_counter() - started
     _write_bytes(out, done.data)
     report = {
@@ -692,8 +764,9 @@ def compress_(model: str, source: str, out: str, lanes: int, as_json: bool, quie
 @click.argument("source", metavar="IN", type=_SOURCE)
 @click.argument("out")
 @click.option("--model", help="The model it was written with.  [default: found among those that ship and the cache]")
+@click.option("--learn-from", help="As it was given to compress.")
 @_common
-def decompress_(source: str, out: str, model: str | None, as_json: bool, quiet: bool) -> None:
+def decompress_(source: str, out: str, model: str | None, learn_from: str | None, as_json: bool, quiet: bool) -> None:
     """Give back in OUT the file that was compressed into IN; '-' is standard input or output.
 
     A damaged file, another model, or a machine that computes differently is an error, and nothing is written.
@@ -709,7 +782,9 @@ def decompress_(source: str, out: str, model: str | None, as_json: bool, quiet: 
 
     def find(identity: str) -> Coder:
         file = find_model_by_identity(identity) if model is None else None
-        return (Model.load(str(model)) if file is None else Model(file)).coder
+        loaded = Model.load(str(model)) if file is None else Model(file)
+        coder: Coder = _learner(loaded, {"learn_from": learn_from}, True, learn_from is not None)[0].coder
+        return coder
 
     _check_out(source, out, as_json)
     data = _read_bytes(source)

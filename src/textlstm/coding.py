@@ -9,11 +9,12 @@ A file is
 | bytes | what |
 |---|---|
 | 3 | `tlz` |
-| 1 | version of the format (high half) and method (low half): 0 stored, 1 LZMA2, 2 model |
+| 1 | version of the format (high half) and method (low half): 0 stored, 1 LZMA2, 2 model, 3 model that learns |
 | 2 | CRC-16 (CCITT, from 0) of all that follows: damage is seen before anything is read |
 | 4 | CRC-32 of the content: the proof |
-| 4 | method 2: first bytes of the model's identity (`ModelFile.identity`) |
-| 1 to 9 each | method 2: number of ids, number of lanes, as LEB128 |
+| 4 | methods 2 and 3: first bytes of the model's identity (`ModelFile.identity`) |
+| 1 and more | method 3: settings of learning (`LearningEngine.settings`), behind their length as LEB128 |
+| 1 to 9 each | methods 2 and 3: number of ids, number of lanes, as LEB128 |
 | rest | the content, coded |
 
 or 18 bytes before a text of a hundred kilobytes.
@@ -26,6 +27,9 @@ machine: its sums are whole numbers, and its other operations are those that IEE
 projection has one product in floating point, when it is loaded, and is the exception). Should an engine compute
 differently all the same, that is found and named, never passed on: a check of 16 bits stands in the stream every
 65,536 ids, and the content has its CRC. Logits are put on a grid of 1/256.
+
+A model that learns computes in floating point, by torch, on one thread: the same machine and versions give the same
+bits again, others may not, and are found in the same way.
 """
 
 from __future__ import annotations
@@ -48,8 +52,8 @@ from textlstm.metrics import Progress, lane_shape, no_progress
 from textlstm.tokenizer import Tokenizer, bytes_to_text
 
 MAGIC, VERSION = b"tlz", 1
-STORED, LZMA, MODEL = range(3)
-METHODS = ("stored", "lzma", "model")
+STORED, LZMA, MODEL, LEARNING = range(4)
+METHODS = ("stored", "lzma", "model", "model that learns")
 IDENTITY_BYTES = 4
 HEAD_BYTES = 10
 MAX_LANES = 1 << 12
@@ -75,8 +79,8 @@ class Predictor(Protocol):
         """Takes the ids that came; a lane that has ended goes on with zeros."""
 
 
-class StaticPredictor:
-    """A model with fixed weights; each lane begins at its start.
+class EnginePredictor:
+    """A model, run by an engine; each lane begins at its start.
 
     Args:
         engine: what runs it.
@@ -102,11 +106,15 @@ class Coder:
         identity: SHA-256, in hex, of what the predictions depend on.
         tokenizer: text to ids and back.
         predictor: makes the predictor of a number of lanes.
+        settings: of learning; empty where the predictor is fixed.
+        that_learnt: gives the coder of the same model that learns by some settings; None where there is none.
     """
 
     identity: str
     tokenizer: Tokenizer
     predictor: Callable[[int], Predictor]
+    settings: bytes = b""
+    that_learnt: Callable[[bytes], Coder] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ class Compressed:
 
     Attributes:
         data: the file.
-        method: `stored`, `lzma` or `model`.
+        method: one of `METHODS`.
         tokens, lanes: ids of the text and lanes that they were coded in; 0 without the model.
     """
 
@@ -144,14 +152,17 @@ def compress(data: bytes, coder: Coder, lanes: int = 1, progress: Progress = no_
     ids = coder.tokenizer.encode(bytes_to_text(data))
     if len(ids) and coder.tokenizer.decode_bytes(ids) == data:
         lanes, length = lane_shape(len(ids), lanes)
-        head = bytes.fromhex(coder.identity)[:IDENTITY_BYTES] + _leb128(len(ids)) + _leb128(lanes)
+        of_model = LEARNING if coder.settings else MODEL
+        head = bytes.fromhex(coder.identity)[:IDENTITY_BYTES]
+        head += _leb128(len(coder.settings)) + coder.settings if coder.settings else b""
+        head += _leb128(len(ids)) + _leb128(lanes)
         ids_BT = np.zeros((lanes, length), dtype=np.int64)
         ids_BT.reshape(-1)[: len(ids)] = ids
         writer = _Writer(ids_BT)
         if _code(coder.predictor(lanes), len(ids), lanes, writer, progress, len(best) - len(head)):
             coded = head + writer.finish()
             if len(coded) < len(best):
-                return Compressed(_framed(MODEL, data, coded), METHODS[MODEL], len(ids), lanes)
+                return Compressed(_framed(of_model, data, coded), METHODS[of_model], len(ids), lanes)
     return Compressed(_framed(method, data, best), METHODS[method])
 
 
@@ -175,8 +186,8 @@ def decompress(data: bytes, find: Callable[[str], Coder], progress: Progress = n
     if binascii.crc_hqx(data[6:], 0).to_bytes(2, "little") != data[4:6]:
         raise CodingError("the file is damaged: its checksum is wrong; take another copy")
     coded = data[HEAD_BYTES:]
-    if method == MODEL:
-        content = _read(coded, find, progress)
+    if method in (MODEL, LEARNING):
+        content = _read(coded, find, progress, method == LEARNING)
     elif method == LZMA:
         try:
             content = lzma.decompress(coded, lzma.FORMAT_RAW, filters=_LZMA2)
@@ -185,7 +196,7 @@ def decompress(data: bytes, find: Callable[[str], Coder], progress: Progress = n
     else:
         content = coded
     if zlib.crc32(content).to_bytes(4, "little") != data[6:HEAD_BYTES]:
-        raise _drift("its end") if method == MODEL else CodingError("the file is damaged: its content has another sum")
+        raise _drift("its end") if method >= MODEL else CodingError("the file is damaged: its content has another sum")
     return content
 
 
@@ -194,8 +205,11 @@ def _framed(method: int, content: bytes, coded: bytes) -> bytes:
     return MAGIC + bytes([VERSION * 16 + method]) + binascii.crc_hqx(rest, 0).to_bytes(2, "little") + rest
 
 
-def _read(coded: bytes, find: Callable[[str], Coder], progress: Progress) -> bytes:
-    identity, place = coded[:IDENTITY_BYTES].hex(), IDENTITY_BYTES
+def _read(coded: bytes, find: Callable[[str], Coder], progress: Progress, learnt: bool) -> bytes:
+    identity, place, settings = coded[:IDENTITY_BYTES].hex(), IDENTITY_BYTES, b""
+    if learnt:
+        size, place = _read_leb128(coded, place)
+        settings, place = coded[place : place + size], place + size
     tokens, place = _read_leb128(coded, place)
     lanes, place = _read_leb128(coded, place)
     if tokens < 1 or not 1 <= lanes <= MAX_LANES or lane_shape(tokens, lanes)[0] != lanes:
@@ -206,9 +220,21 @@ def _read(coded: bytes, find: Callable[[str], Coder], progress: Progress) -> byt
             f"it was written with another model: the file asks for {identity}…, this one is "
             f"{coder.identity[: 2 * IDENTITY_BYTES]}…; name the right one with --model"
         )
+    if learnt:
+        coder = _that_learnt(coder, settings)
     reader = _Reader(coded[place:], lanes)
     _code(coder.predictor(lanes), tokens, lanes, reader, progress)
     return coder.tokenizer.decode_bytes([id for lane in reader.ids for id in lane])
+
+
+def _that_learnt(coder: Coder, settings: bytes) -> Coder:
+    found = None if coder.that_learnt is None else coder.that_learnt(settings)
+    if found is None or found.settings != settings:
+        raise CodingError(
+            "it was written by a model that learnt, with other versions of textlstm or torch, or other statistics of "
+            "gradients (--learn-from), than there are here; decompress it with those"
+        )
+    return found
 
 
 def _drift(where: str) -> CodingError:

@@ -282,6 +282,20 @@ class TrainConfig(Config):
 
 
 @dataclass(frozen=True)
+class LearnConfig(Config):
+    """How a model learns from what it reads (dynamic evaluation); `textlstm.learning` has the equations."""
+
+    learn_rate: float = option(3e-4, "with --learn: length of the steps that weights take")
+    learn_decay: float = option(1e-3, "with --learn: share by which weights go back to the trained ones at each step")
+    learn_segment: int = option(20, "with --learn: tokens that are read before the model learns from them")
+
+    def __post_init__(self) -> None:
+        for field in ("learn_rate", "learn_decay"):
+            self._require(0 <= getattr(self, field) <= 1, field, "between 0 and 1")
+        self._require(1 <= self.learn_segment <= 4096, "learn_segment", "between 1 and 4096")
+
+
+@dataclass(frozen=True)
 class SamplingConfig(Config):
     """How a token is drawn from the logits; the operators apply in the order of these fields.
 

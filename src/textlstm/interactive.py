@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from textlstm.config import PatternConfig, SamplingConfig
+from textlstm.config import LearnConfig, PatternConfig, SamplingConfig
 from textlstm.corpus.named import cache_dir
 from textlstm.errors import TextLSTMError, UsageError
 from textlstm.generation.session import Session
@@ -46,6 +46,8 @@ Ctrl-C stops the text, Ctrl-D leaves.
   /save NAME              write the session to sessions/NAME.safetensors
   /load NAME              go to a branch, or to a session that was saved
   /reset                  begin anew
+  /learn [on|off]         learn from the texts that you type; alone, tell whether it does
+  /keep FILE              write the model with what it has learnt to FILE.safetensors
   /set [NAME VALUE]       change a setting (temperature 0.7, max-chars 500, stop \\n, regex off); alone, show all
   /help, /quit
 
@@ -61,6 +63,7 @@ class Conversation:
         options: how each answer is written, as of `Session.stream`.
         folder: where sessions are saved by name.
         index: makes the index of a text that must not be copied.
+        learn: how the model learns from what it is told; None if it does not.
     """
 
     def __init__(
@@ -70,8 +73,9 @@ class Conversation:
         options: dict[str, Any],
         folder: Path = Path("sessions"),
         index: Callable[[str], SuffixIndex] | None = None,
+        learn: LearnConfig | None = None,
     ) -> None:
-        self.model, self.session, self.options, self.folder = model, session, options, folder
+        self.session, self.options, self.folder, self.learn = session, options, folder, learn
         self._index = index
         self.over = False
         self._start, self._branches = session.branch(), dict[str, Session]()
@@ -104,9 +108,16 @@ class Conversation:
         saved = [path.stem for path in self.folder.glob("*.safetensors")] if self.folder.is_dir() else []
         return sorted({*self._branches, *saved})
 
+    @property
+    def model(self) -> Model:
+        """What writes, with what it has learnt."""
+        return cast(Model, self.session.model)
+
     def _answer(self, text: str) -> Iterator[str]:
         self._last = text
         if text:
+            if self.learn is not None:  # first, so that the text is read by what has learnt from it
+                self.session.model = self.model.learn(text, self.learn, self.session.state)
             self.session.feed(text)
         yield from self.session.stream(**self.options)
 
@@ -165,6 +176,26 @@ class Conversation:
         self._go_to(self._start.branch())
         self._last = None
         yield "a new text"
+
+    def _command_learn(self, value: str) -> Iterator[str]:
+        if value:
+            if value.lower() not in _YES + _NO:
+                raise UsageError(f"/learn takes on or off, not {value!r}")
+            if value.lower() in _NO:
+                self.learn = None
+            elif self.learn is None:
+                self.model.learner()  # says what is missing
+                self.learn = LearnConfig()
+        yield "learning from what you type" if self.learn is not None else "not learning"
+
+    def _command_keep(self, name: str) -> Iterator[str]:
+        if not name:
+            raise UsageError("/keep needs a name: /keep FILE")
+        path = Path(name if name.endswith(".safetensors") else f"{name}.safetensors")
+        if path.exists():
+            raise UsageError(f"{path} exists; name another file")
+        self.model.save(path)
+        yield f"written: {path}"
 
     def _command_set(self, rest: str) -> Iterator[str]:
         name, _, value = rest.partition(" ")

@@ -5,6 +5,7 @@
 | `stream` | the state is carried through the whole text, in one lane |
 | `stream-L` | the text is cut into L lanes; each is read from its own start, so a context would reach none of them |
 | `cold-N` | consecutive windows of N tokens, each read from the zero state with the token before it as first input |
+| `stream+learn` | as `stream`, but each segment is learnt from after it was predicted (`textlstm.learning`) |
 
 All passes are exact and deterministic, over the whole text, tail included; sums are divided once. The first token
 is predicted from the document boundary, or uniformly where a model has none. Boundaries between documents are read
@@ -29,6 +30,8 @@ from textlstm.state import State
 
 #: Tokens of preceding text that a lane reads before it is scored while training.
 WARM_UP = 512
+#: What a score under `stream` is called if the engine learnt meanwhile.
+LEARNING = "stream+learn"
 _COUNTED = 1 << 20
 _CHUNK = 1 << 22  # logits per call at most: 16 MB of float32, enough tokens to pay for reading the weights once
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textlstm import metrics
-from textlstm.config import ModelConfig, PatternConfig, SamplingConfig
+from textlstm.config import LearnConfig, ModelConfig, PatternConfig, SamplingConfig
 from textlstm.engine import Engine, load_engine, writing_engine
-from textlstm.errors import UsageError
+from textlstm.errors import MissingExtraError, UsageError
 from textlstm.export import export
 from textlstm.generation import Limits, Writer, read_prompt, whole_number, write
 from textlstm.generation.pattern import Pattern, Vocabulary
@@ -28,6 +31,7 @@ from textlstm.tokenizer import Tokenizer, checked_text, text_to_bytes
 if TYPE_CHECKING:  # what writing does not need is imported when it is used
     from textlstm.coding import Coder, Compressed
     from textlstm.inspection import XRay
+    from textlstm.learning import LearningEngine
     from textlstm.novelty import CopyGuard, SuffixIndex
     from textlstm.scoring import Report
 
@@ -86,6 +90,7 @@ class Model:
         protocol: str = "stream",
         context: str = "",
         progress: metrics.Progress = metrics.no_progress,
+        learn: LearnConfig | bool | None = None,
     ) -> metrics.Score:
         """What a text costs under the model.
 
@@ -94,31 +99,91 @@ class Model:
             protocol: `stream`, `stream-L` or `cold-N`; see `textlstm.metrics`.
             context: text that is read before each and not scored.
             progress: told how far it is; the tokens of one text, or the texts of several.
+            learn: learn from what was read, the context included, from text to text (`stream+learn`, with one lane
+                only); True is `LearnConfig()`. The model itself stays what it is.
 
         Raises:
             UsageError: an unknown protocol, an empty text, no text, or bytes.
         """
+        engine: Engine = self.learner(learn) if learn else self.scoring_engine
+        if learn and protocol != "stream":
+            raise UsageError(f"learning goes along one text: its protocol is stream, not {protocol}")
         before = self.tokenizer.encode(checked_text(context)) if context else None
         texts = text if isinstance(text, Sequence) and not isinstance(text, str | bytes) else [text]
         scores = []
         for one in texts:
             ids, size = self.tokenizer.encode(checked_text(one)), len(text_to_bytes(one))
             inner = progress if len(texts) == 1 else metrics.no_progress
-            scores.append(metrics.score(self.scoring_engine, ids, len(one), size, before, protocol, progress=inner))
+            scores.append(metrics.score(engine, ids, len(one), size, before, protocol, progress=inner))
             if len(texts) > 1:
                 progress(len(scores), len(texts))
-        return metrics.total(scores)
+        total = metrics.total(scores)
+        return dataclasses.replace(total, protocol=metrics.LEARNING) if learn else total
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether its file has the statistics of gradients that learning goes by."""
+        return bool(self._file.statistics)
+
+    def learner(self, learn: LearnConfig | bool = True) -> LearningEngine:
+        """An engine that learns from what it reads, and has read nothing yet.
+
+        Args:
+            learn: how; True is `LearnConfig()`.
+
+        Raises:
+            MissingExtraError: torch is not installed.
+        """
+        if importlib.util.find_spec("torch") is None:
+            raise MissingExtraError("torch", "train")
+        from textlstm.learning import LearningEngine
+
+        return LearningEngine(self._file, learn if isinstance(learn, LearnConfig) else LearnConfig())
+
+    def learn(self, text: str, learn: LearnConfig | bool = True, state: State | None = None) -> Model:
+        """A model that has read a text and learnt from it; this one stays what it is.
+
+        Args:
+            text: the text.
+            learn: how; True is `LearnConfig()`.
+            state: where the text begins; None is the model's start.
+        """
+        engine, ids = self.learner(learn), self.tokenizer.encode(text).astype(np.int64)
+        if len(ids):
+            engine.prefill(ids[None], engine.begin(1)[1] if state is None else state)
+        engine.finish()
+        told = [*self.card.get("learnt", []), {"chars": len(text), "sha256": sha256(text_to_bytes(text)).hexdigest()}]
+        card = {**self.card, "learnt": told}
+        file = dataclasses.replace(self._file, weights=engine.weights(), card=card, sha256="")
+        return Model(file, self._engine_name, self._threads)
+
+    def with_statistics(self, text: str, progress: metrics.Progress = metrics.no_progress) -> Model:
+        """This model with the statistics that learning needs, measured on a text like the one it was trained on.
+
+        Raises:
+            UsageError: the text has less than two tokens.
+        """
+        self.learner()
+        from textlstm.learning import measure
+
+        ids = self.tokenizer.encode(text)
+        if len(ids) < 2:
+            raise UsageError("a text of less than two tokens has no gradients; name a longer one with --learn-from")
+        file = dataclasses.replace(self._file, statistics=measure(self._file, ids, progress=progress), sha256="")
+        return Model(file, self._engine_name, self._threads)
 
     def score_report(
         self,
         files: Sequence[tuple[str, Sequence[str]]],
         context: str = "",
         progress: metrics.Progress = metrics.no_progress,
+        learn: LearnConfig | bool | None = None,
     ) -> Report:
-        """The score of named files, looked at closely; arguments as in `textlstm.scoring.report`."""
+        """The score of named files, looked at closely; arguments as in `textlstm.scoring.report` and `score`."""
         from textlstm.scoring import report
 
-        return report(self.scoring_engine, self.tokenizer, files, context, progress)
+        learner = partial(self.learner, learn) if learn else None
+        return report(self.scoring_engine, self.tokenizer, files, context, progress, learner)
 
     @cached_property
     def _patterns(self) -> Callable[[PatternConfig], Pattern]:
@@ -264,18 +329,44 @@ class Model:
     @cached_property
     def coder(self) -> Coder:
         """The model as compression uses it: in int8, whose numbers are the same everywhere, whatever else runs it."""
-        from textlstm.coding import Coder, StaticPredictor
+        from textlstm.coding import Coder, EnginePredictor
 
         engine = load_engine(self._file, "int8")
-        return Coder(self._file.identity, self.tokenizer, lambda lanes: StaticPredictor(engine, lanes))
+        return Coder(
+            self._file.identity,
+            self.tokenizer,
+            lambda lanes: EnginePredictor(engine, lanes),
+            that_learnt=self._coder_that_learnt,
+        )
 
-    def compress(self, data: bytes, lanes: int = 1, progress: metrics.Progress = metrics.no_progress) -> Compressed:
-        """Compresses any bytes; arguments and result as in `textlstm.coding.compress`."""
+    def learning_coder(self, learn: LearnConfig | bool = True) -> Coder:
+        """The model as compression uses it that learns from what it has coded."""
+        from textlstm.coding import EnginePredictor
+
+        return dataclasses.replace(
+            self.coder,
+            predictor=lambda lanes: EnginePredictor(self.learner(learn), lanes),
+            settings=self.learner(learn).settings,
+        )
+
+    def _coder_that_learnt(self, settings: bytes) -> Coder:
+        from textlstm.learning import read_settings
+
+        return self.learning_coder(read_settings(settings))
+
+    def compress(
+        self,
+        data: bytes,
+        lanes: int = 1,
+        progress: metrics.Progress = metrics.no_progress,
+        learn: LearnConfig | bool | None = None,
+    ) -> Compressed:
+        """Compresses any bytes; arguments and result as in `textlstm.coding.compress`, `learn` as in `score`."""
         if isinstance(data, str):
             raise UsageError("compress takes bytes, not str; a text becomes bytes by .encode()")
         from textlstm.coding import compress
 
-        return compress(data, self.coder, lanes, progress)
+        return compress(data, self.learning_coder(learn) if learn else self.coder, lanes, progress)
 
     def decompress(self, data: bytes, progress: metrics.Progress = metrics.no_progress) -> bytes:
         """Gives back what `compress` was given.
@@ -306,7 +397,7 @@ class Model:
     def save(self, path: str | Path, dtype: DType = "fp32") -> None:
         """Writes the model to a file; `dtype` is `fp32`, `fp16` or `int8`."""
         file = self._file
-        write_model(path, file.config, file.tokenizer, file.weights, file.card, dtype)
+        write_model(path, file.config, file.tokenizer, file.weights, file.card, dtype, file.statistics)
 
     def export(self, out: str | Path, to: str = "html") -> None:
         """Writes the model as one offline page (`html`), ONNX graphs (`onnx`) or a folder for `transformers`.

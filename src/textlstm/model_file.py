@@ -1,8 +1,10 @@
 """The one-file model: a safetensors file that holds everything, and runs nothing.
 
 The tensors stand under the names of `ModelConfig.tensor_shapes`, as fp32, fp16, or int8 with one scale per row
-(`NAME.scale`). The metadata holds, as JSON: the configuration, the whole tokenizer, the model card, the version of
-this format, and a SHA-256 over all of these and the tensors, so that a single damaged bit is noticed.
+(`NAME.scale`). Beside them may stand statistics of their gradients, a byte for each row and column (`NAME.rms_rows`,
+`NAME.rms_columns`; `learning.statistics` has their meaning). The metadata holds, as JSON: the configuration, the
+whole tokenizer, the model card, the version of this format, and a SHA-256 over all of these and the tensors, so that a
+single damaged bit is noticed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from textlstm.tokenizer import Tokenizer
 FORMAT_VERSION = 1
 DType = Literal["fp32", "fp16", "int8"]
 _KEYS = ("config", "tokenizer", "card")
+_STATISTICS = (".rms_rows", ".rms_columns")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class ModelFile:
         weights: tensor name to float32 array, dequantised.
         card: the model card: where it comes from, what it scores.
         sha256: of the whole content.
+        statistics: of gradients, coded, by name of the tensor and what is told of it; empty where nobody measured.
     """
 
     config: ModelConfig
@@ -46,6 +50,7 @@ class ModelFile:
     weights: dict[str, NDArray[np.float32]]
     card: dict[str, Any]
     sha256: str
+    statistics: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> str:
@@ -63,9 +68,10 @@ def write_model(
     weights: Mapping[str, NDArray[np.float32]],
     card: Mapping[str, Any],
     dtype: DType = "fp32",
+    statistics: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> str:
     """Writes a model file, whole or not at all; arguments, result and errors as in `model_bytes`."""
-    data, digest = model_bytes(config, tokenizer, weights, card, dtype)
+    data, digest = model_bytes(config, tokenizer, weights, card, dtype, statistics=statistics)
     write_atomically(Path(path), data)
     return digest
 
@@ -77,6 +83,7 @@ def model_bytes(
     card: Mapping[str, Any],
     dtype: DType = "fp32",
     container: str = "textlstm",
+    statistics: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> tuple[bytes, str]:
     """The content of a model file.
 
@@ -84,6 +91,7 @@ def model_bytes(
         config, tokenizer, weights, card: what it holds.
         dtype: how matrices are stored; vectors stay fp32.
         container: what the safetensors file calls itself; transformers wants `pt`.
+        statistics: of gradients, coded; None writes none.
 
     Returns:
         The bytes, and the SHA-256 of the content that stands in them.
@@ -97,7 +105,7 @@ def model_bytes(
     for name, array in weights.items():
         if not np.isfinite(array).all():
             raise ModelFileError(f"tensor {name} has numbers that are not finite; a model is not written with them")
-    tensors: dict[str, NDArray[Any]] = {}
+    tensors: dict[str, NDArray[Any]] = {} if statistics is None else dict(statistics)
     for name, array in weights.items():
         tensors |= _store(name, np.ascontiguousarray(array, dtype=np.float32), dtype)
     values = {"config": config.to_dict(), "tokenizer": tokenizer.to_json(), "card": dict(card)}
@@ -167,14 +175,16 @@ def _opened(path: str | Path, data: bytes) -> tuple[ModelFile, dict[str, str], d
         SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ConfigError
     ) as error:  # fmt: skip
         raise ModelFileError(f"{path} is damaged or is not a model of textlstm: {error}") from error
-    weights = {name: _restore(name, tensors) for name in tensors if not name.endswith(".scale")}
+    statistics = {name: array for name, array in tensors.items() if name.endswith(_STATISTICS)}
+    weights = {name: _restore(name, tensors) for name in tensors if not name.endswith((".scale", *_STATISTICS))}
     _check_shapes({name: array.shape for name, array in weights.items()}, config)
+    _check_statistics(path, statistics, config)
     if not 0 <= config.vocab_size - config.boundary - tokenizer.vocab_size <= 1:
         raise ModelFileError(
             f"{path}: its tokenizer has {tokenizer.vocab_size} ids and its network {config.vocab_size}; they do not "
             "belong together"
         )
-    return ModelFile(config, tokenizer, weights, card, metadata["sha256"]), metadata, tensors
+    return ModelFile(config, tokenizer, weights, card, metadata["sha256"], statistics), metadata, tensors
 
 
 def _read_metadata(path: str | Path, data: bytes) -> dict[str, str]:
@@ -241,6 +251,20 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) ->
     ]
     if wrong:
         raise ModelFileError("the weights do not fit the configuration: " + "; ".join(wrong))
+
+
+def statistics_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the statistics of a network: for each tensor its rows, for a matrix its columns too."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in config.tensor_shapes().items():
+        shapes |= {f"{name}{suffix}": (size,) for suffix, size in zip(_STATISTICS, shape, strict=False)}
+    return shapes
+
+
+def _check_statistics(path: str | Path, statistics: Mapping[str, NDArray[Any]], config: ModelConfig) -> None:
+    found = {name: array.shape for name, array in statistics.items() if array.dtype == np.uint8}
+    if statistics and (len(found) < len(statistics) or found != statistics_shapes(config)):
+        raise ModelFileError(f"{path}: the statistics of its gradients do not fit its network; get a fresh copy")
 
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> str:

@@ -38,6 +38,7 @@ from textlstm.corpus.sources import ROWS
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import ConfigError, Interrupted, ModelFileError, RunError, UsageError
 from textlstm.files import append_whole, insist, sync_file, write_atomically
+from textlstm.learning import measure
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
@@ -975,7 +976,8 @@ class Run:
             self.view.score(score)
         scores = {**file.card["scores"], **({"val": val} if val else {})}
         card = {**file.card, "scores": scores, "seconds": round(self.seconds, 3)}
-        write_model(self.folder / MODEL_FILE, file.config, file.tokenizer, file.weights, card)
+        statistics = measure(file, self.tokens.train)  # what `--learn` will go by
+        write_model(self.folder / MODEL_FILE, file.config, file.tokenizer, file.weights, card, statistics=statistics)
         values: dict[str, Any] = {
             "steps": trainer.step,
             "seconds": round(self.seconds, 3),

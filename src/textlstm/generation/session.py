@@ -88,6 +88,15 @@ class Session:
         self.reason: str | None = None
 
     @property
+    def model(self) -> Owner:
+        """What reads and writes; may be replaced by what it has become by learning, which takes over the memory."""
+        return self._model
+
+    @model.setter
+    def model(self, model: Owner) -> None:
+        self._model = model
+
+    @property
     def state(self) -> State:
         """The recurrent state after all that was shown."""
         self._settle()

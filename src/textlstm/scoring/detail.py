@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from textlstm.engine import Engine
 from textlstm.errors import UsageError
-from textlstm.metrics import Progress, Score, lane_shape, no_progress, score, token_nats, total
+from textlstm.metrics import LEARNING, Progress, Score, lane_shape, no_progress, score, token_nats, total
 from textlstm.scoring.baselines import baselines
 from textlstm.tokenizer import Tokenizer, text_to_bytes
 
@@ -166,7 +166,7 @@ class Report:
     """All that `score` finds out.
 
     Attributes:
-        total: the score under `stream`.
+        total: the score under `stream`, or `stream+learn`.
         protocols: the same text under other protocols.
         files: the score of each file.
         lines, words: every line and word.
@@ -219,6 +219,7 @@ def report(
     files: Sequence[tuple[str, Sequence[str]]],
     context: str = "",
     progress: Progress = no_progress,
+    learner: Callable[[], Engine] | None = None,
 ) -> Report:
     """Looks closely at the score of some files.
 
@@ -227,27 +228,31 @@ def report(
         files: names, and the documents in them; each document is read from the model's start, or after the context.
         context: is read first and not scored; the baselines read it once.
         progress: told how many documents are done.
+        learner: makes an engine that learns, for each file, in place of the one with fixed weights; that one gives
+            the other protocols and the curve of positions.
     """
+    protocol, others = ("stream", PROTOCOLS) if learner is None else (LEARNING, ("stream", *PROTOCOLS))
     texts = [text for _, documents in files for text in documents]
     scores, details, lines, words = [], [], [], []
     for name, documents in files:
         of_file = []
+        reader = engine if learner is None else learner()
         for text in documents:
-            details.append(read_closely(engine, tokenizer, text, context))
+            details.append(read_closely(reader, tokenizer, text, context))
             found = pieces(details[-1], name)
             lines += found[0]
             words += found[1]
             nats = math.fsum(details[-1].nats_T)
-            of_file.append(Score("stream", len(text), len(text_to_bytes(text)), len(details[-1].nats_T), nats))
+            of_file.append(Score(protocol, len(text), len(text_to_bytes(text)), len(details[-1].nats_T), nats))
             progress(len(details), len(texts) + 2)
         scores.append((name, total(of_file)))
     before = tokenizer.encode(context) if context else None
     encoded = [(tokenizer.encode(text), len(text), len(text_to_bytes(text))) for text in texts]
     everything = total([one for _, one in scores])
     protocols = [everything]
-    for protocol in PROTOCOLS:
-        read_first = None if protocol == "stream-16" else before
-        protocols.append(total([score(engine, *one, context=read_first, protocol=protocol) for one in encoded]))
+    for other in others:
+        read_first = None if other == "stream-16" else before
+        protocols.append(total([score(engine, *one, context=read_first, protocol=other) for one in encoded]))
     progress(len(texts) + 1, len(texts) + 2)
     said, came = np.concatenate([d.confidence_T for d in details]), np.concatenate([d.right_T for d in details])
     table, error = calibration(said, came)
