@@ -1,7 +1,7 @@
 """A Llama of 4.6 M parameters with random weights in Q8_0, and llama.cpp writing with it.
 
-It needs the packages `llama-cpp-python` and `gguf`, which nothing else does; the first is compiled where it is installed,
-for that machine.
+It needs the packages `llama-cpp-python` and `gguf`, which nothing else does; the first is compiled where it is
+installed, for that machine.
 """
 
 from __future__ import annotations
