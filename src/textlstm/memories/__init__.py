@@ -24,7 +24,7 @@ from textlstm.errors import UsageError
 from textlstm.memories.contexts import Contexts
 from textlstm.memories.counts import FrozenCounts, LiveCounts, Seen
 from textlstm.memories.match import Match
-from textlstm.memories.mixing import LIMIT, Mixer, log_squash
+from textlstm.memories.mixing import LIMIT, Mixer, Rows, log_squash
 from textlstm.memories.neural import NeuralCache
 from textlstm.memories.tree import TokenTree
 from textlstm.memories.voices import CountVoice, LeafVoice
@@ -154,8 +154,7 @@ class Mixture:
             self._hidden_H = np.array(hidden_H, dtype=np.float32)
         tree = self._tree
         self._inputs_NK = np.concatenate([self._network_3N(logprobs_V), *self._memories_XN()]).T.copy()
-        nodes_N = np.arange(tree.nodes)
-        _, mixed_N = self._mixer.mix(self._inputs_NK, self._rows(nodes_N), tree.level_N)
+        _, mixed_N = self._mixer.mix(self._inputs_NK, self._rows(slice(None)), tree.level_N)
         logs_V = tree.token_logs(log_squash(-mixed_N), log_squash(mixed_N))
         logs_V -= logs_V.max()
         result: NDArray[np.float64] = logs_V - np.log(np.exp(logs_V).sum())
@@ -209,6 +208,6 @@ class Mixture:
         known = seen.last_C[-len(keys) :][: self.settings.orders + 1] >= 0  # an order is known only if those below are
         self._row = int(known.sum()) * _MATCH_ROWS + min(length, _MATCH_ROWS - 1)
 
-    def _rows(self, nodes_N: NDArray[np.int64]) -> tuple[NDArray[np.int64] | int, ...]:
+    def _rows(self, nodes_N: NDArray[np.int64] | slice) -> tuple[Rows, ...]:
         """What chooses the mixer's weights: the level; the longest context known and the match; the turn itself."""
         return self._tree.level_N[nodes_N], self._row, nodes_N

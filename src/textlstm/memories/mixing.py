@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 #: Logits are held within this: e^-20 a turn is 2e-9.
 LIMIT = 20.0
 
+#: Which row of weights each turn takes: one each, or one for all; a slice if they are the rows in turn.
+Rows = NDArray[np.int64] | int | slice
+
 
 def squash(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Probabilities of logits."""
@@ -62,7 +65,7 @@ class Mixer:
         return other
 
     def mix(
-        self, inputs_NK: NDArray[np.float64], rows_S: Sequence[NDArray[np.int64] | int], final_N: NDArray[np.int64]
+        self, inputs_NK: NDArray[np.float64], rows_S: Sequence[Rows], final_N: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The logits of the sets, shape (N, S), and their mixture, shape (N,).
 
@@ -81,7 +84,7 @@ class Mixer:
     def learn(
         self,
         inputs_NK: NDArray[np.float64],
-        rows_S: Sequence[NDArray[np.int64] | int],
+        rows_S: Sequence[Rows],
         final_N: NDArray[np.int64],
         bits_N: NDArray[np.int64],
     ) -> None:
@@ -89,6 +92,6 @@ class Mixer:
         sets_NS, mixed_N = self.mix(inputs_NK, rows_S, final_N)
         error_NS = bits_N[:, None] - squash(sets_NS)
         for number, (weights, rows) in enumerate(zip(self.weights_S, rows_S, strict=True)):
-            at_N = np.broadcast_to(rows, len(bits_N))
+            at_N = np.broadcast_to(np.arange(len(weights))[rows], len(bits_N))
             np.add.at(weights, at_N, self._rate * error_NS[:, number, None] * inputs_NK)
         np.add.at(self.final_RS, final_N, self._final_rate * (bits_N - squash(mixed_N))[:, None] * sets_NS)
