@@ -31,6 +31,7 @@ from textlstm.memories.voices import CountVoice, LeafVoice
 
 __all__ = ["Mixture", "MixtureSettings"]
 
+_CONSTANT = 0.3  # the input that gives the mixer its bias
 _LONGEST = 64  # tokens of a match that are told apart
 _MATCH_ROWS = 16  # and by which the mixer chooses weights
 
@@ -42,19 +43,21 @@ class MixtureSettings:
     Attributes:
         orders: contexts of 0 to so many tokens.
         match: tokens that must agree before a match is followed.
-        network_weight, memory_weight: weights of the network's logit, and of each memory's, to begin with.
+        network_weight, cache_weight, memory_weight: what the mixer's weights begin with: of the network's logit, of
+            the one that it has together with the neural cache, and of each other memory's.
         rate, final_rate: steps of the mixer's two layers.
         cache_window, cache_scale: states of the neural cache, and its theta; a window of 0 is no cache.
-        cache_share: weight of the neural cache beside the network, in the input of the mixer that they make together.
+        cache_share: weight of the neural cache in the logit that it has together with the network.
         map_rate, run_rate: least weight of an observation in the maps from counts, and from runs, to probabilities.
     """
 
     orders: int = 4
     match: int = 4
-    network_weight: float = 1.0
+    network_weight: float = 0.8
+    cache_weight: float = 0.2
     memory_weight: float = 0.05
-    rate: float = 0.003
-    final_rate: float = 0.002
+    rate: float = 0.005
+    final_rate: float = 0.0005
     cache_window: int = 2000
     cache_scale: float = 0.3
     cache_share: float = 0.8
@@ -94,7 +97,8 @@ class Mixture:
         self._counts = CountVoice(contexts, own.map_rate)
         self._last = LeafVoice(contexts, 16, own.run_rate)
         self._matched = LeafVoice(1, _LONGEST + 1, own.run_rate)
-        start_K = np.array([own.network_weight, 0.0] + [own.memory_weight] * (2 * contexts + 2))
+        start_K = np.full(2 * contexts + 4, own.memory_weight)
+        start_K[:3] = own.network_weight, 0.0, own.cache_weight
         rows = (self._tree.depth, _MATCH_ROWS * (own.orders + 2), self._tree.nodes)
         self._mixer = Mixer(start_K, rows, self._tree.depth, own.rate, own.final_rate)
         self._inputs_NK: NDArray[np.float64] | None = None
@@ -178,7 +182,7 @@ class Mixture:
         self._match.extend([token])
 
     def _network_3N(self, logprobs_V: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """The logits of the network; a constant; those of the network and its cache together."""
+        """The logits of the network; a constant; those of the network and the neural cache together."""
         tree, share = self._tree, self.settings.cache_share
         weights_2N = np.zeros((2, tree.nodes))
         weights_2N[:, tree.leaf_V] = np.exp(np.asarray(logprobs_V, dtype=np.float64) - np.max(logprobs_V))
@@ -187,9 +191,7 @@ class Mixture:
             weights_2N[1] = (1 - share) * weights_2N[1] / weights_2N[1].sum() + share * cached_N
         left_2N, right_2N = (np.maximum(sides_2N, 1e-300) for sides_2N in tree.sides(weights_2N))
         logits_2N = np.clip(np.log(right_2N / left_2N), -LIMIT, LIMIT)
-        if cached_N is None:
-            logits_2N[1] = 0
-        return np.stack([logits_2N[0], np.full(tree.nodes, 0.3), logits_2N[1]])
+        return np.stack([logits_2N[0], np.full(tree.nodes, _CONSTANT), logits_2N[1]])
 
     def _memories_XN(self) -> Iterator[NDArray[np.float64]]:
         """The logits of the memories; on the way, what the mixer's rows depend on."""
