@@ -6,8 +6,7 @@ The weights are random, which costs the same as trained ones. Beside it, alterna
 precision (one matrix product per layer and gate block, no autograd); a GPT-2 of the library transformers with as many
 parameters, sampling with its cache (the extra `transformers`); a Llama of as many in llama.cpp in Q8_0, on one thread
 and on two, of which the better counts (`benchmarks/llama.py`); and the reading of as many bytes as the weights have:
-the ceiling of one row, which cannot write faster than its weights are read. Of three ways to read them the fastest
-counts.
+the ceiling of one row, which cannot write faster than its weights are read. Of three ways to read, the fastest counts.
 
 Then what sampling costs beside a step, at 1,024 and at 50,257 ids.
 """

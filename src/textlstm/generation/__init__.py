@@ -23,6 +23,7 @@ from textlstm.state import State
 from textlstm.tokenizer import TextStream, Tokenizer, checked_text
 
 DEFAULT_MAX_TOKENS = 500
+_MANY_PIECES = 4096  # each takes some tens of bytes more than its characters
 
 
 def whole_number(name: str, value: Any) -> int:
@@ -79,7 +80,6 @@ class Writer:
         forbidden: gives the ids that must not follow what is written, prompt included, as bytes.
 
     Attributes:
-        text: what was written and shown so far.
         tokens: how many tokens it took.
         reason: why it ended: `length`, `stop`, `pattern` (complete, nothing can follow) or `end` (the model drew the
             document's boundary, or a token that left a complete pattern); None while it goes on.
@@ -119,13 +119,24 @@ class Writer:
         self._lasting = held is not None
         # `_held` may turn out to be the beginning of a stop string.
         self._held, self._stream = ("", TextStream(tokenizer)) if held is None else held
-        self.text, self.tokens, self.log_prob = "", 0, 0.0
+        self._pieces, self._chars = (
+            [""],
+            0,
+        )  # of the text: put together at each token, a long one would cost more and more
+        self.tokens, self.log_prob = 0, 0.0
         self.reason: str | None = None
         self.stopped_by: str | None = None
         if 0 in (self._max_tokens, limits.max_chars):
             self.reason = "length"
         else:
             self._aim()
+
+    @property
+    def text(self) -> str:
+        """What was written and shown so far."""
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
 
     def read(self, ids: Ints) -> None:
         """Takes the ids of the prompt."""
@@ -162,8 +173,8 @@ class Writer:
             place, self.stopped_by = min(found)
             return self._finish("stop", pending[: place + self._limits.include_stop * len(self.stopped_by)])
         most = self._limits.max_chars
-        if most is not None and len(self.text) + len(pending) >= most:
-            self._held = pending[most - len(self.text) :]
+        if most is not None and self._chars + len(pending) >= most:
+            self._held = pending[most - self._chars :]
             return self._finish("length", pending)
         held = max((_overlap(pending, stop) for stop in self._limits.stop), default=0)
         self._held = pending[len(pending) - held :]
@@ -204,7 +215,7 @@ class Writer:
         """A writer that stands at the same place, with the same random stream."""
         twin = copy.copy(self)
         twin.row, twin._guide, twin._stream = copy.copy(self.row), copy.copy(self._guide), self._stream.copy()
-        twin._written = self._written.copy()
+        twin._written, twin._pieces = self._written.copy(), [self.text]
         return twin
 
     def _aim(self) -> None:
@@ -232,8 +243,11 @@ class Writer:
 
     def _show(self, text: str) -> str:
         if self._limits.max_chars is not None:
-            text = text[: self._limits.max_chars - len(self.text)]
-        self.text += text
+            text = text[: self._limits.max_chars - self._chars]
+        self._pieces.append(text)
+        self._chars += len(text)
+        if len(self._pieces) > _MANY_PIECES:
+            self._pieces = [self.text]
         return text
 
 
