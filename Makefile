@@ -23,6 +23,11 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	$(INSTALL) '.[dev]'
 	@touch $(VENV)/run.stamp $@
 
+$(VENV)/slow.stamp: $(VENV)/dev.stamp
+	@echo "installing what only slow tests need ..."
+	$(INSTALL) '.[dev,harness]'
+	@touch $@
+
 demo: $(VENV)/run.stamp
 	$(BIN)/textlstm demo
 
@@ -32,7 +37,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-test-slow: $(VENV)/dev.stamp
+test-slow: $(VENV)/slow.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
