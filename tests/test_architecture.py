@@ -37,7 +37,7 @@ LAYERS = (
 # Pairs of one layer that are allowed, each for a reason.
 EXCEPTIONS = {("config", "errors")}
 MAY_IMPORT_TORCH = {
-    "network", "network.losses", "network.recurrence", "legacy", "trainer", "trainer.speed",
+    "network", "network.losses", "network.recurrence", "legacy", "trainer", "trainer.speed", "trainer.device",
     "trainer.distributed", "trainer.launch", "engine.torch", "run", "export.modeling_textlstm",
     "learning.dynamic", "learning.engine",
 }  # fmt: skip

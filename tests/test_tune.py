@@ -89,10 +89,10 @@ def test_every_trial_has_the_same_compute(book):
 
 
 def test_the_held_out_text_plays_no_part(book, text):
-    one = tune(search(book, "one"), TuneView())
+    one = tune(search(book, "one", trials=2), TuneView())
     kept = len(text[:12_000]) * 8 // 10
     book.write_text(text[:kept] + "?" * (12_000 - kept))  # the last fifth is what is held out
-    other = tune(search(book, "other"), TuneView())
+    other = tune(search(book, "other", trials=2), TuneView())
     assert outcome(one) == outcome(other)
 
 
@@ -110,6 +110,7 @@ def test_the_same_seed_gives_the_same_trials_also_after_stops(book):
     assert other.rows[1].settings["lr"] != whole.rows[1].settings["lr"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_search_goes_on(book):
     words = [f"--{k.replace('_', '-')}={v}" for k, v in FIXED.items()]

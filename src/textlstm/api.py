@@ -38,6 +38,7 @@ def train(
     init_from: str | Path | None = None,
     resume: bool = False,
     workers: int = 1,
+    device: str = "auto",
     quiet: bool = False,
     **settings: Any,
 ) -> Model:
@@ -53,6 +54,7 @@ def train(
         resume: go on from the last whole checkpoint in `out`.
         workers: processes that encode a text too long for memory. They import the script that calls this, which
             then needs its `if __name__ == "__main__":`.
+        device: where to train: `auto`, `cuda`, `mps`, `xpu` or `cpu`.
         quiet: show nothing.
         **settings: fields of CorpusConfig, ModelConfig and TrainConfig.
 
@@ -81,6 +83,7 @@ def train(
         resume,
         command="textlstm.train(...)",
         workers=workers,
+        device=device,
     )
     with choose_view(quiet) as view:
         return Model.load(run(request, view).model)

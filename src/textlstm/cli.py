@@ -23,6 +23,7 @@ import click
 
 from textlstm import __version__
 from textlstm.config import (
+    DEVICES,
     ENGINES,
     PRESETS,
     Config,
@@ -235,6 +236,10 @@ def _train(request: Any, quiet: bool) -> Any:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole checkpoint.")
 @click.option("--resume-step", type=int, help="With --resume: go on from the checkpoint of this step instead.")
 @click.option("--time-to-loss", type=float, help="Stop when the held-out text costs this many nats per character.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train.")
+@click.option(
+    "--deterministic", is_flag=True, help="On a GPU: the same bits every time; a processor gives them anyway."
+)
 @click.option("--processes", type=click.IntRange(min=1), default=1, help="Train with so many processes on this host.")
 @click.option(
     "--restarts",
@@ -308,6 +313,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="How many, in all.")
 @click.option("--minutes", type=float, help="Train each trial about this long.")
 @click.option("--flops", type=float, help="Train each trial for so many floating-point operations instead.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train.")
 @click.option("--prune/--no-prune", default=True, show_default=True, help="End trials early that fall behind.")
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
@@ -322,8 +328,7 @@ def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) ->
     Sizes, lanes, learning rate, weight decay and dropouts are searched, but for those that you give. Trials are judged
     on the development part; the held-out text is not looked at. The same command goes on with a search that was
     stopped, or adds --trials to it, if --out names its folder. With --flops the same seed gives the same trials. What
-    is best in two minutes is not best in an hour: give a trial as much of the time that you mean to train for as you
-    can.
+    is best in two minutes is not best in an hour: give trials as much as you can of the time you mean to train for.
 
     
     textlstm tune my-novel.txt --minutes 2 --out runs/search

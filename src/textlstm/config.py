@@ -249,6 +249,11 @@ class TrainConfig(Config):
     activation_penalty: float = option(0.0, "weight of the squared outputs of the last layer (AR)")
     temporal_penalty: float = option(0.0, "weight of the squared change of these outputs in time (TAR)")
     label_smoothing: float = option(0.0, "share of the target spread evenly over the vocabulary")
+    precision: str = option(
+        "fp32",
+        "of the products: fp32, tf32 (Nvidia's GPUs), or bf16; weights are fp32",
+        choices=("fp32", "tf32", "bf16"),
+    )
     unigram_bias: bool = option(True, "begin the output bias at the logarithms of the tokens' frequencies")
     seed: int = option(0, "seed of initialisation, dropout and order of the text")
     eval_every: int | None = option(
@@ -277,6 +282,7 @@ class TrainConfig(Config):
             value = getattr(self, field)
             self._require(math.isfinite(value) and value >= 0, field, "0 or more")
         self._require_probabilities("jitter", "beta1", "beta2", "ema", "label_smoothing")
+        self._require(self.precision in ("fp32", "tf32", "bf16"), "precision", "fp32, tf32 or bf16")
         self._require(0 <= self.warmup <= 1, "warmup", "between 0 and 1")
         self._require(0 <= self.seed < 2**63, "seed", "0 or more and below 2^63")
 
@@ -351,6 +357,9 @@ _ORIGINAL_MODEL = {
     "embed_size": 192, "hidden_size": 512, "num_layers": 1, "tie_embeddings": False, "input_projection": True,
     "embed_dropout": 0.0, "input_dropout": 0.0, "layer_dropout": 0.0, "output_dropout": 0.0, "weight_dropout": 0.0,
 }  # fmt: skip
+
+#: Where a model can be trained: the first that there is, in this order.
+DEVICES = ("auto", "cuda", "mps", "xpu", "cpu")
 
 #: What can run a finished model.
 ENGINES = ("int8", "onnx", "torch")

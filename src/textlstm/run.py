@@ -47,8 +47,9 @@ from textlstm.scoring.parts import score_held_out
 from textlstm.tokenizer import Tokenizer, absolute_name, bytes_to_text, from_json, make_tokenizer
 from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, Weights, is_out_of_memory, weights_of
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step, save_checkpoint
+from textlstm.trainer.device import choose_device, deterministic
 from textlstm.trainer.distributed import Group, joined
-from textlstm.trainer.speed import best_device, measure_reading, measure_step, sgemm_peak
+from textlstm.trainer.speed import measure_reading, measure_step, sgemm_peak
 from textlstm.view import Facts, View, loss_svg
 
 DEFAULT_MINUTES = 3.0
@@ -76,6 +77,8 @@ class Request:
         command: the command line, for the model card.
         resume_step: go on from the checkpoint of this step instead.
         workers: processes that encode a long text.
+        device: where to train, one of `DEVICES`.
+        deterministic: on a GPU, use only algorithms that give the same bits every time.
     """
 
     sources: Sequence[str | Rows]
@@ -91,6 +94,8 @@ class Request:
     command: str = ""
     resume_step: int | None = None
     workers: int = 1
+    device: str = "auto"
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,7 @@ def train(request: Request, view: View | None = None) -> Result:
         Interrupted: a signal came; everything was saved.
     """
     try:
-        with joined() as group:
+        with deterministic(request.deterministic), joined() as group:
             run = _train if group.rank == 0 else _follow
             return run(request, View() if view is None else view, time.perf_counter(), group)
     except (MemoryError, RuntimeError) as error:
@@ -242,10 +247,11 @@ def _train(request: Request, view: View, started: float, group: Group) -> Result
             return done
         with alone_in(folder):
             corpus, tokenizer, checkpoint, initial = _resume(folder, setup, request, view)
-            return Run(folder, setup, corpus, tokenizer, request, view, started, group).go(checkpoint, initial)
+            device = choose_device(request.device, setup.train.precision, view.notice)
+            return Run(folder, setup, corpus, tokenizer, request, view, started, group, device).go(checkpoint, initial)
     initial = _initial(request.init_from)
     _check_writable(folder)  # said before a long text is read
-    setup, corpus, tokenizer = _plan(request, initial, view, started)
+    setup, corpus, tokenizer, device = _plan(request, initial, view, started)
     while request.out is None and folder.exists():  # another run took the name while this one was planned
         folder = run_folder(request)
     try:
@@ -259,7 +265,7 @@ def _train(request: Request, view: View, started: float, group: Group) -> Result
             write_atomically(folder / "config.json", json.dumps(setup.to_dict(), indent=1).encode())
         except OSError as error:
             raise RunError(f"the run folder {folder} cannot be written: {error.strerror}") from error
-        return Run(folder, setup, corpus, tokenizer, request, view, started, group).go(None, initial)
+        return Run(folder, setup, corpus, tokenizer, request, view, started, group, device).go(None, initial)
 
 
 def _for_several(request: Request) -> Request:
@@ -283,7 +289,8 @@ def _follow(request: Request, view: View, started: float, group: Group) -> Resul
         if corpus.fingerprint != setup.fingerprint:
             raise RunError(f"rank {group.rank} finds another text than the first one in {' '.join(setup.sources)}")
         folder, tokenizer = Path(message["folder"]), from_json(message["tokenizer"])
-        Run(folder, setup, corpus, tokenizer, request, View(), started, group).follow(message["resumed"])
+        device = choose_device(request.device, setup.train.precision, view.notice)
+        Run(folder, setup, corpus, tokenizer, request, View(), started, group, device).follow(message["resumed"])
         message = json.loads(group.share(None))
     values = message["result"]
     return Result(**{**values, "model": Path(values["model"])})
@@ -413,7 +420,9 @@ def _shape_of(initial: ModelFile, for_model: Mapping[str, Any], for_train: Mappi
     return initial.config.to_dict() | dropouts
 
 
-def _plan(request: Request, initial: ModelFile | None, view: View, started: float) -> tuple[Setup, Corpus, Tokenizer]:
+def _plan(
+    request: Request, initial: ModelFile | None, view: View, started: float
+) -> tuple[Setup, Corpus, Tokenizer, str]:
     """Decides everything about a new run."""
     _check_length(request)
     if request.preset is not None and request.preset not in PRESETS:
@@ -432,11 +441,12 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
     view.notice(
         f"text: {corpus.train.num_chars + corpus.dev.num_chars:,} characters, held out {corpus.val.num_chars:,}"
     )
+    device = choose_device(request.device, for_train.get("precision", TrainConfig.precision), view.notice)
     minutes = _minutes_of(request, preset)
     reasons: list[str] = []
     if minutes is not None:
         view.notice("measuring this machine ...")
-        peak = sgemm_peak(best_device())
+        peak = sgemm_peak(device)
         proposal = autopilot.propose(60 * minutes * 0.85, corpus.train.num_chars, peak, for_model)
         for_model, for_train = {**proposal.model, **for_model}, {**proposal.train, **for_train}
         if not proposal.development and not for_corpus.keys() & {"dev_fraction", "max_dev_chars"}:
@@ -454,7 +464,7 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
         for_train["steps"] = request.steps
     train = TrainConfig.from_dict(for_train)
     if minutes is not None:
-        steps, why = _steps_for(minutes, model, train, corpus, tokenizer, started, peak)
+        steps, why = _steps_for(minutes, model, train, corpus, tokenizer, started, peak, device)
         train, reasons = train.replace(steps=steps), why
     elif request.epochs is not None:
         tokens = len(corpus.encode(tokenizer, model.boundary_id, request.workers, view.notice).train)
@@ -473,7 +483,7 @@ def _plan(request: Request, initial: ModelFile | None, view: View, started: floa
         None if initial is None else initial.sha256,
         _asked(request) | ({} if minutes is None else {"minutes": minutes}),
     )
-    return setup, corpus, tokenizer
+    return setup, corpus, tokenizer, device
 
 
 def _minutes_of(request: Request, preset: Mapping[str, Mapping[str, Any]]) -> float | None:
@@ -485,12 +495,12 @@ def _minutes_of(request: Request, preset: Mapping[str, Mapping[str, Any]]) -> fl
 
 def _steps_for(
     minutes: float, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, started: float,
-    peak: float,
+    peak: float, device: str,
 ) -> tuple[int, list[str]]:  # fmt: skip
-    per_step = measure_step(model, train, best_device(), seconds=min(2.0, 2 * minutes))
+    per_step = measure_step(model, train, device, seconds=min(2.0, 2 * minutes))
     head = corpus.train.head(100_000)
     chars_per_token = len(head) / max(1, len(tokenizer.encode(head)))
-    final = measure_reading(model, best_device()) * corpus.val.num_chars / chars_per_token
+    final = measure_reading(model, device) * corpus.val.num_chars / chars_per_token
     left = 60 * minutes - (time.perf_counter() - started)
     steps = autopilot.steps_within(left, per_step, final)
     tokens = corpus.train.num_chars / chars_per_token
@@ -648,9 +658,9 @@ class Run:
 
     def __init__(
         self, folder: Path, setup: Setup, corpus: Corpus, tokenizer: Tokenizer, request: Request, view: View,
-        started: float, group: Group,
+        started: float, group: Group, device: str,
     ) -> None:  # fmt: skip
-        self.group = group
+        self.group, self.device = group, device
         self.folder, self.setup, self.corpus, self.tokenizer = folder, setup, corpus, tokenizer
         self.request, self.view, self.started = request, view, started
         self.tokens: Tokens = corpus.encode(tokenizer, setup.model.boundary_id, request.workers, view.notice)
@@ -738,7 +748,7 @@ class Run:
             dev = Development(ids, before, max(1, len(bytes_to_text(data))), max(1, len(data)), chooses=False)
         weights = None if initial is None else initial.weights
         counts_V = metrics.token_counts(self.tokens.train, model.vocab_size)
-        return Trainer(model, train, reader, dev, weights, best_device(), self.group, counts_V)
+        return Trainer(model, train, reader, dev, weights, self.device, self.group, counts_V)
 
     def _facts(self) -> Facts:
         model = self.setup.model
@@ -750,7 +760,7 @@ class Run:
             uniform=math.log(model.vocab_size),
             unigram=metrics.unigram_nats(self.tokens.train[:_COUNTED_TOKENS], model.vocab_size),
             flops_per_token=3 * model.flops_per_token,
-            peak=sgemm_peak(best_device()),
+            peak=sgemm_peak(self.device),
             shown=self.shown,
         )
 
@@ -930,7 +940,12 @@ class Run:
             "steps": self.setup.train.steps,
             "train": self.setup.train.to_dict() | {"tokenizer": Path(self.setup.train.tokenizer).name},
             "seconds": round(self.seconds, 3),
-            "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+            "machine": {
+                "processor": _processor(),
+                "cores": os.cpu_count(),
+                "system": platform.system(),
+                "device": self.device,
+            },
             "versions": {name: _version(name) for name in ("textlstm", "torch", "numpy", "tokenizers")},
             "date": datetime.now(UTC).date().isoformat(),
             "command": self.request.command,

@@ -235,7 +235,7 @@ class RecurrentLM(nn.Module):
         logits_NV = self.logits(features.raw_TBH.flatten(0, 1))
         targets_N = torch.from_numpy(y_BT).to(self.device).T.reshape(-1)
         nats_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
-        return nats_N.view(y_BT.shape[::-1]).T.double().cpu().numpy(), features.state
+        return nats_N.view(y_BT.shape[::-1]).T.cpu().double().numpy(), features.state
 
     def loss(
         self,

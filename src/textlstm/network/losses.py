@@ -43,9 +43,10 @@ def cross_entropy(
         targets_N: the right id of each row.
         label_smoothing: share of the target that is spread over all ids.
     """
-    large = targets_N.numel() * len(weight_VE) > _CHUNKED_ABOVE
-    function = chunked_cross_entropy if large else plain_cross_entropy
-    return function(inputs_NE, weight_VE, bias_V, targets_N, label_smoothing)
+    if targets_N.numel() * len(weight_VE) > _CHUNKED_ABOVE:
+        # Under autocast a projection gives bf16, and the chunks know one type only.
+        return chunked_cross_entropy(inputs_NE.float(), weight_VE, bias_V, targets_N, label_smoothing)
+    return plain_cross_entropy(inputs_NE, weight_VE, bias_V, targets_N, label_smoothing)
 
 
 def plain_cross_entropy(
@@ -82,7 +83,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         N, V = len(targets_N), len(weight_VE)
         grad_inputs_NE, grad_weight_VE, grad_bias_V = map(torch.empty_like, (inputs_NE, weight_VE, bias_V))
-        nats = inputs_NE.new_zeros((), dtype=torch.float64)
+        exact = torch.float32 if inputs_NE.device.type == "mps" else torch.float64  # which mps does not have
+        nats = inputs_NE.new_zeros((), dtype=exact)
         spread = torch.zeros_like(nats)
         rows = math.ceil(N / math.ceil(N * V / _CHUNK))  # equal chunks: products with few rows are slow
         buffer_RV = inputs_NE.new_empty(rows, V)  # one for all chunks: fresh memory costs a page fault every 4 kB

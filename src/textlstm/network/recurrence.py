@@ -63,6 +63,8 @@ def lstm(
     x_TBI: Tensor, h_BH: Tensor, c_BH: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same layer by the fastest way there is here; arguments as in `reference_lstm`."""
+    if torch.is_autocast_enabled(x_TBI.device.type):
+        return _lstm_in_bf16(x_TBI, h_BH, c_BH, weight_ih, weight_hh, bias)
     kernel = kernels.load("avx512")
     wide = weight_hh.shape[1] % 32 == 0 and x_TBI.shape[1] > 1
     if kernel is None or not wide or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x_TBI, bias)):
@@ -71,6 +73,13 @@ def lstm(
         x_TBI, h_BH, c_BH, weight_ih, weight_hh, bias, kernel
     )
     return outputs, h, c
+
+
+def _lstm_in_bf16(x_TBI: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer by torch's kernel in bf16, the same on every device; what comes out, state included, is fp32."""
+    with torch.autocast(x_TBI.device.type, enabled=False):
+        outputs, h, c = fused_lstm(*(tensor.bfloat16() for tensor in (x_TBI, *others)))
+        return outputs.float(), h.float(), c.float()
 
 
 class _CompiledLSTM(torch.autograd.Function):

@@ -27,6 +27,7 @@ from textlstm.errors import DivergedError, RunError, UsageError
 from textlstm.network import Lanes, RecurrentLM
 from textlstm.state import State
 from textlstm.trainer.checkpoint import Checkpoint
+from textlstm.trainer.device import arithmetic, autocast, to_device
 from textlstm.trainer.distributed import Group
 from textlstm.trainer.spikes import SpikeGuard
 
@@ -280,13 +281,15 @@ class Trainer:
         for start, end in itertools.pairwise(borders):
             rows = slice(self._rows.start + start, self._rows.start + end)
             self._generator.set_state(drawn)
-            x_BT, y_BT = (torch.from_numpy(ids[rows]).to(device) for ids in (batch.x_BT, batch.y_BT))
-            with nullcontext() if end == own else self.group.alone(self._loss):
-                loss, after = self._loss(
-                    x_BT, y_BT, State(state.h_LBH[:, start:end], state.c_LBH[:, start:end]), self._generator,
-                    config.label_smoothing, config.activation_penalty, config.temporal_penalty,
-                    None if whole else Lanes(rows.start, total),
-                )  # fmt: skip
+            x_BT, y_BT = (to_device(ids[rows], device) for ids in (batch.x_BT, batch.y_BT))
+            together = nullcontext() if end == own else self.group.alone(self._loss)
+            with together, arithmetic(device, config.precision):
+                with autocast(device, config.precision):
+                    loss, after = self._loss(
+                        x_BT, y_BT, State(state.h_LBH[:, start:end], state.c_LBH[:, start:end]), self._generator,
+                        config.label_smoothing, config.activation_penalty, config.temporal_penalty,
+                        None if whole else Lanes(rows.start, total),
+                    )  # fmt: skip
                 # The ranks' gradients are averaged: each counts by its share of the lanes, times the number of ranks.
                 share = (end - start) / total
                 objective = loss.objective if whole else loss.objective * (share * self.group.size)
@@ -317,6 +320,7 @@ class Trainer:
             raise DivergedError(
                 f"training diverged at step {self.step}: {_MAX_SKIPPED} steps in a row had numbers that are not "
                 f"finite; try a lower --lr than {self.config.lr:g}"
+                + (", or --device cpu: mps is known for wrong numbers" if self.network.device.type == "mps" else "")
             )
 
     def _look(self) -> Look:
@@ -382,6 +386,7 @@ class Trainer:
         if self.config.ema:
             tensors |= {f"averaged.{name}": _numpy(p) for name, p in self.averaged.named_parameters()}
         values = {
+            "device": self.network.device.type,
             "reader": self.reader.state_dict(),
             "best": self.best,
             "stale": self._stale,
@@ -399,6 +404,11 @@ class Trainer:
             RunError: the checkpoint is of another network.
         """
         tensors, values, device = checkpoint.tensors, checkpoint.values, self.network.device
+        if (kind := values.get("device", device.type)) != device.type:
+            raise RunError(
+                f"the checkpoint of step {checkpoint.step} was taken on {kind}, and {device.type} does not have its "
+                f"random numbers: go on with --device {kind}, or begin anew from its model with --init-from"
+            )
         try:
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(tensors[f"network.{name}"]))

@@ -149,10 +149,12 @@ def joined() -> Iterator[Group]:
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        dist.init_process_group("gloo", store=_meet(rank, size), rank=rank, world_size=size, timeout=_PREPARATION)
+        dist.init_process_group(_backends(), store=_meet(rank, size), rank=rank, world_size=size, timeout=_PREPARATION)
         yield Group(rank, size, dist.new_group(timeout=timedelta(seconds=SILENCE_SECONDS)))
     except RuntimeError as error:
-        if not any(word in str(error).lower() for word in ("gloo", "connection", "timed out", "peer", "socket")):
+        if not any(
+            word in str(error).lower() for word in ("gloo", "nccl", "connection", "timed out", "peer", "socket")
+        ):
             raise
         raise RunError(
             f"rank {os.environ.get('RANK')} lost another rank ({str(error).splitlines()[0]}); what was trained since "
@@ -161,6 +163,15 @@ def joined() -> Iterator[Group]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _backends() -> str:
+    """What carries tensors between ranks: gloo those in main memory, the library of the GPUs theirs."""
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        return "cpu:gloo,cuda:nccl"
+    if torch.xpu.is_available() and dist.is_xccl_available():
+        return "cpu:gloo,xpu:xccl"
+    return "gloo"
 
 
 def _meet(rank: int, size: int) -> Store:

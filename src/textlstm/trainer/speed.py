@@ -14,11 +14,6 @@ from textlstm.network import RecurrentLM
 from textlstm.trainer import Callbacks, Trainer
 
 
-def best_device() -> str:
-    """Where training goes: a GPU where torch sees one, else the processor."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def sgemm_peak(device: str = "cpu", seconds: float = 0.3) -> float:
     """The machine's best rate of fp32 matrix multiplication, in floating-point operations per second.
 

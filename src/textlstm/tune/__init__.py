@@ -33,7 +33,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,8 @@ from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunEr
 from textlstm.files import write_atomically
 from textlstm.tokenizer import Tokenizer
 from textlstm.trainer import Callbacks, Look, Trainer, is_out_of_memory
-from textlstm.trainer.speed import best_device, measure_step, sgemm_peak
+from textlstm.trainer.device import choose_device
+from textlstm.trainer.speed import measure_step, sgemm_peak
 from textlstm.tune.show import TuneView
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Search:
         prune: end trials early that are worse than half of the others.
         settings: fields of CorpusConfig, ModelConfig and TrainConfig that are not searched.
         workers: processes that encode a long text.
+        device: where to train, one of `DEVICES`.
     """
 
     sources: Sequence[str]
@@ -82,6 +83,7 @@ class Search:
     prune: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def tune(search: Search, view: TuneView) -> Found:
         "sources": [absolute(source) for source in search.sources], "text": text.fingerprint, "flops": search.flops,
         "minutes": search.minutes, "prune": search.prune, "fixed": fixed,
     }  # fmt: skip
-    plan = _Plan.made(asked, text) if begun is None else _Plan.read(folder / SEARCH_FILE, asked)
+    device = choose_device(search.device, for_train.get("precision", TrainConfig.precision), view.notice)
+    plan = _Plan.made(asked, text, device) if begun is None else _Plan.read(folder / SEARCH_FILE, asked)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,7 +170,7 @@ def tune(search: Search, view: TuneView) -> Found:
     with run.alone_in(folder), _study(folder, plan) as study, run.Signals(view.notice) as signals:
         if begun is None:
             write_atomically(folder / SEARCH_FILE, json.dumps(plan.to_dict(), indent=1).encode())
-        return _Tuner(search, folder, plan, text, study, signals, view).go()
+        return _Tuner(search, folder, plan, text, study, signals, view, device).go()
 
 
 def require_optuna() -> None:
@@ -227,11 +230,11 @@ class _Plan:
     first: Mapping[str, Any]
 
     @classmethod
-    def made(cls, asked: Mapping[str, Any], text: Corpus) -> _Plan:
+    def made(cls, asked: Mapping[str, Any], text: Corpus, device: str) -> _Plan:
         """The plan of a new search."""
         fixed = asked["fixed"]["model"] | asked["fixed"]["train"]
         if asked["flops"] is None:
-            proposal = autopilot.propose(60 * asked["minutes"], text.train.num_chars, sgemm_peak(best_device()), fixed)
+            proposal = autopilot.propose(60 * asked["minutes"], text.train.num_chars, sgemm_peak(device), fixed)
         else:
             seconds = asked["flops"] / autopilot.USUAL_SHARE  # of a machine with a peak of one operation a second
             proposal = autopilot.propose(seconds, text.train.num_chars, 1.0, fixed)
@@ -327,19 +330,14 @@ class _Tuner:
 
     def __init__(
         self, search: Search, folder: Path, plan: _Plan, text: Corpus, study: optuna.Study, signals: run.Signals,
-        view: TuneView,
+        view: TuneView, device: str,
     ) -> None:  # fmt: skip
         self.search, self.folder, self.plan, self.text = search, folder, plan, text
-        self.study, self.signals, self.view = study, signals, view
+        self.study, self.signals, self.view, self.device = study, signals, view, device
         self.distributions = {name: _distribution(values) for name, values in plan.space.items()}
         self.fixed: Mapping[str, dict[str, Any]] = plan.asked["fixed"]
         self.seed = int(self.fixed["train"].get("seed", TrainConfig.seed))
         self._encoded: dict[tuple[str, int], tuple[Tokenizer, Tokens]] = {}
-
-    @cached_property
-    def device(self) -> str:
-        """Where trials are trained."""
-        return best_device()
 
     def go(self) -> Found:
         """Makes trials until there are as many as were asked for."""
