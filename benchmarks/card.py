@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
-
-from textlstm.trainer.speed import sgemm_peak
-
-
-def machine_card() -> dict[str, Any]:
-    """The machine, its load and the versions, taken now."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor()
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "sgemm_gflops": round(sgemm_peak() / 1e9),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
-    }
+from textlstm.bench.card import machine_card
 
 
 def spread(values: list[float]) -> dict[str, Any]:

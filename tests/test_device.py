@@ -87,7 +87,7 @@ def test_the_chunked_loss_in_bf16(monkeypatch, projected):
     ids = torch.arange(40).view(2, 20) % V
     found = []
     for above in (1 << 23, 0):
-        monkeypatch.setattr("textlstm.network.CHUNKED_ABOVE", above)
+        monkeypatch.setattr("textlstm.network.losses._CHUNKED_ABOVE", above)
         network.zero_grad()
         with autocast(torch.device("cpu"), "bf16"):
             loss, _ = network.loss(ids[:, :-1], ids[:, 1:], network.zero_state(2), None)

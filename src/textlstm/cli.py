@@ -1003,8 +1003,54 @@ def bench() -> None:
 
     \b
     textlstm bench quality shakespeare
+    textlstm bench train --processes 1,2
     textlstm bench serve shakespeare --json
     """
+
+
+def _numbers(text: str, name: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter("give numbers like 1,2,8", param_hint=name)
+    return numbers
+
+
+@bench.command(name="train", short_help="Tokens per second of training, and its share of the machine.")
+@click.option("--processes", default="1", show_default=True, help="Numbers of processes, one after the other.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="For each number.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train.")
+@options_of(ModelConfig, skip=["boundary"])
+@options_of(TrainConfig, skip=["tokenizer", "steps", "eval_every", "sample_every", "checkpoint_every", "patience"])
+@_common
+def bench_train(
+    processes: str, seconds: float, device: str, as_json: bool, quiet: bool, **values: Any
+) -> None:  # fmt: skip
+    """Measure training: tokens per second, share of the sgemm peak of the same minute, memory, more processes.
+
+    The tokens are made up, which costs the same; all options of `train` that cost time can be given.
+
+    \b
+    textlstm bench train
+    textlstm bench train --hidden-size 512 --embed-size 512 --batch-size 24 --processes 1,2 --json
+    """
+    from textlstm.api import require_torch
+
+    require_torch()
+    from textlstm.bench.card import machine_card
+    from textlstm.bench.training import measure
+
+    model = ModelConfig.from_dict(given(ModelConfig, values))
+    train = TrainConfig.from_dict(given(TrainConfig, values))
+    rows = measure(model, train, _numbers(processes, "--processes"), seconds, device, _notice(quiet))
+    if as_json:
+        settings = {"model": model.to_dict(), "train": train.to_dict(), "params": model.num_params, "device": device}
+        _print_json({"benchmark": "train", "machine": machine_card(), **settings, "rows": rows})
+    elif quiet:
+        for row in rows:
+            click.echo(f"{row['processes']} processes: {row['tokens_per_second']:,.0f} tokens/s")
 
 
 @bench.command(name="serve", short_help="Throughput and waiting of a server under load.")
@@ -1040,12 +1086,7 @@ def bench_serve(
     from textlstm.registry import named_models
     from textlstm.server.hub import Settings
 
-    try:
-        numbers = [int(number) for number in streams.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise click.BadParameter("give numbers like 1,8,64", param_hint="--streams")
+    numbers = _numbers(streams, "--streams")
     load = Load(**values)
     if url is None:
         settings = Settings(named_models([model]), engine=engine, threads=threads, max_queue=2 * max(numbers))

@@ -941,7 +941,7 @@ class Run:
             "train": self.setup.train.to_dict() | {"tokenizer": Path(self.setup.train.tokenizer).name},
             "seconds": round(self.seconds, 3),
             "machine": {
-                "processor": _processor(),
+                "processor": processor(),
                 "cores": os.cpu_count(),
                 "system": platform.system(),
                 "device": self.device,
@@ -1029,7 +1029,8 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

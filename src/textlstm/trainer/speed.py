@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from textlstm.config import ModelConfig, TrainConfig
 from textlstm.corpus import LaneReader
 from textlstm.network import RecurrentLM
 from textlstm.trainer import Callbacks, Trainer
+from textlstm.trainer.distributed import Group
 
 
 def sgemm_peak(device: str = "cpu", seconds: float = 0.3) -> float:
@@ -30,20 +32,39 @@ def sgemm_peak(device: str = "cpu", seconds: float = 0.3) -> float:
     return 2 * 1536**3 / best
 
 
-def measure_step(model: ModelConfig, train: TrainConfig, device: str = "cpu", seconds: float = 2.0) -> float:
+def peak_memory(device: str = "cpu") -> int:
+    """The most memory that this process has held so far, in bytes: of a GPU of Nvidia its own, else the machine's."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0  # its system does not tell this by Python's own means
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def measure_step(
+    model: ModelConfig, train: TrainConfig, device: str = "cpu", seconds: float = 2.0, group: Group | None = None
+) -> float:
     """Seconds per training step of this configuration on this machine: the median of steps on made-up tokens.
 
     Args:
         model, train: the configuration.
         device: where it trains.
         seconds: how long to measure, at least three steps.
+        group: the processes that train together; all of them have to measure.
     """
     tokens = train.batch_size * train.seq_len * 64
     ids = np.random.default_rng(0).integers(0, model.vocab_size, tokens).astype(np.int32)
     line_end_V = np.zeros(model.vocab_size, dtype=bool)
     reader = LaneReader(ids, train.batch_size, train.seq_len, train.jitter, 0, None, line_end_V)
     trainer = Trainer(
-        model, train.replace(steps=10_000, eval_every=10_000, checkpoint_every=10_000), reader, device=device
+        model,
+        train.replace(steps=10_000, eval_every=10_000, checkpoint_every=10_000),
+        reader,
+        device=device,
+        group=group,
     )
     times: list[float] = []
     end = time.perf_counter() + seconds

@@ -1,0 +1,24 @@
+"""The machine card: what a number was measured on, and how busy that machine was."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+from textlstm.run import processor
+from textlstm.trainer.speed import sgemm_peak
+
+
+def machine_card() -> dict[str, Any]:
+    """The machine, its load and the versions, taken now."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "sgemm_gflops": round(sgemm_peak() / 1e9),
+        "torch": metadata.version("torch"),
+        "numpy": metadata.version("numpy"),
+        "python": platform.python_version(),
+    }
