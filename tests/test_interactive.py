@@ -177,7 +177,7 @@ def test_help_names_all_commands():
 @pytest.mark.parametrize(
     ("begun", "expected"),
     [
-        ("/l", ["/load"]), ("/re", ["/redo", "/reset"]), ("/load ", ["one", "two"]), ("/save tw", ["two"]),
+        ("/l", ["/learn", "/load"]), ("/re", ["/redo", "/reset"]), ("/load ", ["one", "two"]), ("/save tw", ["two"]),
         ("/set tempe", ["temperature"]), ("/set max-", ["max-tokens", "max-chars", "max-copy"]), ("Once /l", []),
         ("/undo ", []), ("", []),
     ],

@@ -76,6 +76,7 @@ def model_report(path: Path, file: ModelFile) -> dict[str, Any]:
         "sha256": file.sha256,
         "config": file.config.to_dict(),
         "tokenizer": {"kind": file.tokenizer.kind, "ids": file.tokenizer.vocab_size},
+        "statistics": bool(file.statistics),
         "card": file.card,
     }
 
@@ -90,6 +91,9 @@ def show_model(report: Mapping[str, Any]) -> None:
         "tokenizer": f"{report['tokenizer']['kind']}, {report['tokenizer']['ids']:,} ids"
         + (", and one for the document boundary" if config["boundary"] else ""),
         "sha256": report["sha256"],
+        "learning": "with statistics of its gradients"
+        if report["statistics"]
+        else "without statistics: see --learn-from",
     }
     rows |= _flat({name: value for name, value in card.items() if name != SCOREBOARD})
     table = Table.grid(padding=(0, 2))
