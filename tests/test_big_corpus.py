@@ -155,9 +155,18 @@ def test_a_second_start_reads_nothing(small_limits, tmp_path, monkeypatch):
     ids = first.encode(ByteTokenizer(), 256).train
     monkeypatch.setattr(sources, "_read_files", lambda *a: pytest.fail("the text was read again"))
     monkeypatch.setattr(encoding, "_encode", lambda *a: pytest.fail("the text was encoded again"))
-    second = read_corpus([str(path)], CorpusConfig())
-    assert second.fingerprint == first.fingerprint
+    expected = first.fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredPart, "data", lambda self: pytest.fail("the text was hashed again"))
+        second = read_corpus([str(path)], CorpusConfig())
+        assert second.fingerprint == expected
     assert np.array_equal(second.encode(ByteTokenizer(), 256).train, ids)
+    for damage in (b"", b"\xff\x00", expected[:-2].encode(), b"g" * 64):
+        (kept,) = (corpus_module.cache_dir() / "fingerprints").iterdir()
+        kept.write_bytes(damage)
+        assert read_corpus([str(path)], CorpusConfig()).fingerprint == expected
+    others = [read_corpus([str(path)], CorpusConfig(val_chars=n)) for n in (700, 701)]
+    assert len({expected, *(corpus.fingerprint for corpus in others)}) == 3
 
 
 @pytest.mark.parametrize("change", ["content", "same size", "just written", "column", "newlines"])

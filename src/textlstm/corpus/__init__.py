@@ -7,9 +7,10 @@ the end of what remains and picks the best weights. A tokenizer is made from the
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
@@ -25,6 +26,7 @@ from textlstm.corpus.named import CORPORA, LoadedCorpus, cache_dir
 from textlstm.corpus.sources import Piece, Rows, Source, absolute, as_documents, describe, find_sources, read_sources
 from textlstm.corpus.store import StoredPart, find_text, store_text
 from textlstm.errors import CorpusError
+from textlstm.files import write_atomically
 from textlstm.tokenizer import Ids, Tokenizer, text_to_bytes
 
 __all__ = [
@@ -128,9 +130,26 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all parts and where they are cut."""
+        """SHA-256 over all parts and where they are cut; that of a long text is kept beside it."""
+        if isinstance(self.train, Part):
+            return self._hashed(self.train, self.dev, self.val)
+        train, others = self.train, self._hashed(self.dev, self.val)
+        name = json.dumps([1, train.store.digest, train.start, train.end, others])
+        path = cache_dir() / "fingerprints" / hashlib.sha256(name.encode()).hexdigest()
+        with suppress(OSError, ValueError):
+            kept = path.read_bytes()
+            if len(bytes.fromhex(kept.decode())) == hashlib.sha256().digest_size:
+                return kept.decode()
+        found = self._hashed(self.train, self.dev, self.val)
+        with suppress(OSError):  # without room it is read again the next time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, found.encode())
+        return found
+
+    @staticmethod
+    def _hashed(*parts: Part | StoredPart) -> str:
         digest = hashlib.sha256()
-        for part in (self.train, self.dev, self.val):
+        for part in parts:
             for size, data in part.data():
                 digest.update(size.to_bytes(8, "little"))
                 for piece in data:
