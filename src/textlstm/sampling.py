@@ -49,7 +49,7 @@ class Row:
         self.penalized = self.penalties != (1, 0, 0)
         self.seen: Bools = np.zeros(vocab_size if self.penalized else 0, np.bool_)
         self.counts: npt.NDArray[np.int32] = np.zeros(self.seen.shape, np.int32)
-        if not self.penalized and config.typical_p == 1:
+        if config.typical_p == 1:
             least = math.log(config.min_p) if config.min_p > 0 else -math.inf
             self._compiled = (config.temperature, config.top_p, least, config.top_k)
 
@@ -274,16 +274,35 @@ def _draw(
 ) -> npt.NDArray[np.int64]:
     """The draw of quick rows, compiled."""
     B, V = logits_BV.shape
-    logits_BV = np.ascontiguousarray(logits_BV)
+    penalized_BV = np.ascontiguousarray(_penalized(logits_BV, rows))
     if any(row.banned is not None and row.banned.shape != (V,) for row in rows):
         raise ValueError(f"a row bans some of another number of ids than {V}")
     settings_B = np.array([row.compiled() for row in rows], kernels.ROW)
     ids_B, scratch = np.empty(B, np.int64), np.empty(3 * V, np.int32)
-    kernel.draw(B, V, *map(kernels.address, (logits_BV, settings_B, scratch, ids_B)))
+    kernel.draw(B, V, *map(kernels.address, (penalized_BV, settings_B, scratch, ids_B)))
     if ids_B.min() < 0:
         _put_back(rows)
         _distributions(logits_BV, rows, numbers)  # which says what is wrong
     return ids_B
+
+
+@np.errstate(over="ignore")  # infinities are found by the draw
+def _penalized(logits_BV: Floats, rows: Sequence[Row]) -> Floats:
+    """Logits after the penalties of the rows, as `penalize` has them: those of tokens that were met are others."""
+    if not any(row.penalized for row in rows):
+        return logits_BV
+    logits_BV = logits_BV.copy()
+    for x_V, row in zip(logits_BV, rows, strict=True):
+        if row.penalized:
+            met, (repetition, frequency, presence) = row.seen.nonzero()[0], row.penalties
+            x_M = x_V[met].astype(np.float64)
+            if repetition != 1:
+                x_M = np.where(x_M > 0, x_M / repetition, x_M * repetition)
+            if frequency or presence:
+                counts_M = row.counts[met]
+                x_M = x_M - counts_M * frequency - (counts_M > 0) * presence
+            x_V[met] = x_M
+    return logits_BV
 
 
 def _put_back(rows: Sequence[Row]) -> None:
