@@ -99,6 +99,9 @@ def true_of(text: str, name: str) -> str:
     [
         ("inside double quotes", 'a "bc" d', "00111000"),
         ("inside double quotes", '"a\n\nb', "1110" + "0"),
+        ("inside double quotes", '"""a\n\n"b""" c', "1" + "0" + "1" * 8 + "000"),
+        ("inside triple quotes", '"""a\n\n"b""" "c"', "00" + "1" * 8 + "00000"),
+        ("inside double quotes", 'x = "" + "a\\"b"', "000010000" + "1" * 5 + "0"),
         ("inside brackets", "a(b[c])d", "01111100"),
         ("in a run of capitals", "aBC DEf", "0010010"),
         ("inside a word", "ab, c", "11001"),

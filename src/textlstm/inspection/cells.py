@@ -77,15 +77,15 @@ class _Reader:
     """Follows a text by the character; bytes above 127 count as letters."""
 
     def __init__(self) -> None:
-        self.column = self.indent = self.capitals = self.depth = self.line = 0
-        self.quoted = self.comment = self.colon = self.ended = self.text = False
+        self.column = self.indent = self.capitals = self.depth = self.line = self.marks = 0
+        self.quoted = self.tripled = self.comment = self.colon = self.ended = self.text = False
         self.last = "\n"
 
     def read(self, character: str) -> None:
         if character == "\n":
             self.line = 0 if self.last == "\n" else self.line + 1
             if self.last == "\n":  # a blank line ends what somebody forgot to close
-                self.quoted, self.depth = False, 0
+                self.quoted, self.depth = self.tripled, 0
             self.column = self.indent = 0
             self.comment = self.colon = self.text = False
         else:
@@ -93,7 +93,7 @@ class _Reader:
             self.indent += character == " " and not self.text
             self.text = self.text or character != " "
         self.capitals = self.capitals + 1 if character.isupper() else 0
-        self.quoted ^= character == '"' and not self.comment
+        self._quote(character)
         self.depth = max(0, self.depth + (character in "([{") - (character in ")]}"))
         self.comment = self.comment or (character == "#" and not self.quoted)
         self.colon = self.colon or character == ":"
@@ -101,10 +101,23 @@ class _Reader:
             self.ended = character in ".!?"
         self.last = character
 
+    def _quote(self, character: str) -> None:
+        """Three marks in a row open and close what may hold single ones and blank lines, as in Python."""
+        if character != '"' or self.comment or self.last == "\\":
+            self.marks = 0
+            return
+        self.marks += 1
+        if self.marks == 3:
+            self.tripled = self.quoted = not self.tripled
+            self.marks = 0
+        elif not self.tripled:
+            self.quoted = not self.quoted
+
     def look(self) -> dict[str, bool]:
         columns = {f"more than {n} characters into the line": self.column > n for n in (10, 20, 30, 40, 60)}
         return {
             "inside double quotes": self.quoted,
+            "inside triple quotes": self.tripled,
             "inside brackets": self.depth > 0,
             "in a run of capitals": self.capitals > 1,
             "inside a word": self.last.isalpha(),
