@@ -289,11 +289,12 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True)
 class LearnConfig(Config):
-    """How a model learns from what it reads (dynamic evaluation); `textlstm.learning` has the equations."""
+    """How a model learns from what it reads; `textlstm.learning` has the equations, `textlstm.memories` the rest."""
 
     learn_rate: float = option(3e-4, "with --learn: length of the steps that weights take")
     learn_decay: float = option(1e-3, "with --learn: share by which weights go back to the trained ones at each step")
     learn_segment: int = option(20, "with --learn: tokens that are read before the model learns from them")
+    learn_memories: bool = option(True, "with --learn: mix in what n-grams, matches and states of the text predict")
 
     def __post_init__(self) -> None:
         for field in ("learn_rate", "learn_decay"):

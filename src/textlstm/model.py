@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what writing does not need is imported when it is used
     from textlstm.coding import Coder, Compressed
     from textlstm.inspection import XRay
     from textlstm.learning import LearningEngine
+    from textlstm.memories import Mixture
     from textlstm.novelty import CopyGuard, SuffixIndex
     from textlstm.scoring import Report
 
@@ -138,7 +139,15 @@ class Model:
             raise MissingExtraError("torch", "train")
         from textlstm.learning import LearningEngine
 
-        return LearningEngine(self._file, learn if isinstance(learn, LearnConfig) else LearnConfig())
+        config = learn if isinstance(learn, LearnConfig) else LearnConfig()
+        return LearningEngine(self._file, config, self._memories() if config.learn_memories else None)
+
+    def _memories(self) -> Mixture:
+        from textlstm.memories import Mixture
+
+        size, tokenizer = self.config.vocab_size, self.tokenizer
+        spelled = [tokenizer.token_bytes(id) if id < tokenizer.vocab_size else b"" for id in range(size)]
+        return Mixture(size, token_bytes=spelled)
 
     def learn(self, text: str, learn: LearnConfig | bool = True, state: State | None = None) -> Model:
         """A model that has read a text and learnt from it; this one stays what it is.
@@ -148,7 +157,9 @@ class Model:
             learn: how; True is `LearnConfig()`.
             state: where the text begins; None is the model's start.
         """
-        engine, ids = self.learner(learn), self.tokenizer.encode(text).astype(np.int64)
+        config = learn if isinstance(learn, LearnConfig) else LearnConfig()
+        engine = self.learner(config.replace(learn_memories=False))  # only the weights go on
+        ids = self.tokenizer.encode(text).astype(np.int64)
         if len(ids):
             engine.prefill(ids[None], engine.begin(1)[1] if state is None else state)
         engine.finish()
