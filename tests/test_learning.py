@@ -282,7 +282,8 @@ def test_score_learns_and_the_model_stays_what_it_is(model):
     assert model.score(TEXT, learn=LEARN) == learnt
     assert all(np.array_equal(before[name], array) for name, array in model._file.weights.items())
     assert model.score(TEXT) == static
-    idle = model.score(TEXT, learn=LearnConfig(learn_rate=0.0))
+    assert learnt.nats < model.score(TEXT, learn=LEARN.replace(learn_memories=False)).nats < static.nats
+    idle = model.score(TEXT, learn=LearnConfig(learn_rate=0.0, learn_memories=False))
     assert abs(idle.nats / static.nats - 1) < 1e-6
 
 
