@@ -34,6 +34,10 @@ def test_it_counts_what_the_server_counts(models):
                 values = [row[key][p] for p in ("p50", "p90", "p95", "p99")]
                 assert values == sorted(values) and values[-1] > 0
             assert row["per_token_ms"]["p50"] * 199 < 1000 * load.seconds * 10
+            # Here both are one process, so that what each cost is the same.
+            costs = row["cpu_us_per_token"]
+            assert costs["server"] == pytest.approx(costs["client"], abs=30e3 / row["requests"] / 200 + 5, rel=0.2)
+            assert row["peak_memory_mb"] == max(size for _, size in row["memory_mb"]) > 10
         with pytest.raises(RunError, match="none was answered"):
             measure(site.url, [1], Load(model="nobody", seconds=0.1), said.append)
 

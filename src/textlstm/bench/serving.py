@@ -1,19 +1,22 @@
 """Load on a server: how fast many streams come at once, and how long each waits.
 
 Each of N streams asks for a text, reads it to its end, and asks for the next. Tokens are counted in a window of time,
-and how long they took in every request; all streams begin at once. Client and server share the machine.
+and how long they took in every request; all streams begin at once. Client and server share the machine, so what each
+of them costs is told as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import itertools
 import json
 import multiprocessing
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +29,8 @@ from textlstm.errors import MissingExtraError, RunError
 from textlstm.server.hub import Settings
 
 WARM_UP = 0.5  # seconds before the window in which tokens are counted
+LOOK = 0.5  # seconds between two looks at the server's memory
+_RUST, _BLUE = "#a63c17", "#186aa6"
 PROMPT = "Now is the winter of our discontent made glorious summer by this sun of York; and all the clouds that "
 
 
@@ -39,6 +44,7 @@ class Load:
         prompt_chars: length of each prompt.
         seconds: for which each number of streams is measured.
         api_key: of the server.
+        fields: what else each request says; a text must not end before it has all of its tokens.
     """
 
     model: str | None = None
@@ -46,6 +52,7 @@ class Load:
     prompt_chars: int = 100
     seconds: float = 5.0
     api_key: str = "none"
+    fields: Mapping[str, Any] = field(default_factory=lambda: {"ignore_eos": True})
 
 
 @dataclass
@@ -58,7 +65,9 @@ class _Seen:
     pace: list[float] = field(default_factory=list)  # seconds per token of a text, after its first chunk
 
 
-def measure(url: str, streams: Sequence[int], load: Load, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure(
+    url: str, streams: Sequence[int], load: Load, tell: Callable[[str], None], watch: bool = True
+) -> list[dict[str, Any]]:
     """Measures a server at several numbers of streams.
 
     Args:
@@ -66,16 +75,18 @@ def measure(url: str, streams: Sequence[int], load: Load, tell: Callable[[str], 
         streams: numbers of streams.
         load: what they ask for.
         tell: told each result in words.
+        watch: whether its `/metrics` tell what the server costs: not those of one of several processes.
 
     Returns:
-        One row for each number: tokens per second, and percentiles in milliseconds.
+        One row for each number: tokens per second, percentiles in milliseconds, microseconds of processor time for
+        each token, and the server's memory over time.
 
     Raises:
         RunError: the server cannot be reached or refuses everything.
     """
     rows = []
     for number in streams:
-        row = asyncio.run(_measure(url, number, load))
+        row = asyncio.run(_measure(url, number, load, watch))
         rows.append(row)
         first, gaps = row["first_token_ms"], row["between_chunks_ms"]
         tell(
@@ -96,7 +107,7 @@ def measure_models(
     there.close()
     try:
         url = here.recv()
-        return measure(url, streams, load, tell)
+        return measure(url, streams, load, tell, watch=workers == 1)
     except EOFError:
         raise RunError("the server did not start; `textlstm serve` says why") from None
     finally:
@@ -112,12 +123,13 @@ def _serve(settings: Settings, listening: Connection, workers: int) -> None:
     serve(settings, listening.send, workers, quiet=True)
 
 
-async def _measure(url: str, number: int, load: Load) -> dict[str, Any]:
+async def _measure(url: str, number: int, load: Load, watch: bool) -> dict[str, Any]:
     await _until_ready(url)
-    seen = _Seen()
-    begin = time.perf_counter() + WARM_UP
-    end = begin + load.seconds
-    await asyncio.gather(*(_stream(url, load, seen, begin, end, seed) for seed in range(number)))
+    seen, costs = _Seen(), _Costs(url, load.api_key)
+    async with costs.watched() if watch else contextlib.nullcontext():
+        begin = time.perf_counter() + WARM_UP
+        end = begin + load.seconds
+        await asyncio.gather(*(_stream(url, load, seen, begin, end, seed) for seed in range(number)))
     if not seen.requests:
         raise RunError(f"of {number} streams none was answered ({seen.errors} errors)")
     return {
@@ -128,7 +140,66 @@ async def _measure(url: str, number: int, load: Load) -> dict[str, Any]:
         "first_token_ms": _percentiles(seen.first),
         "between_chunks_ms": _percentiles(seen.gaps),
         "per_token_ms": _percentiles(seen.pace),
+        **costs.of(seen.requests * load.tokens),
     }
+
+
+class _Costs:
+    """What the server and this client cost, by the server's own `/metrics`; another server may have none."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url, self._key = url, key
+        self._client = self._server = 0.0  # seconds of processor time
+        self._memory: list[tuple[float, float]] = []  # seconds, megabytes
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        started, client = time.perf_counter(), time.process_time()
+
+        async def look() -> float:
+            server, memory = await self._ask()
+            self._memory.append((round(time.perf_counter() - started, 2), round(memory / 1e6, 1)))
+            return server
+
+        async def go_on() -> None:
+            while True:
+                await asyncio.sleep(LOOK)
+                await look()
+
+        try:
+            server = await look()
+        except (OSError, ValueError):
+            yield
+            return
+        looking = asyncio.create_task(go_on())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+        self._server, self._client = await look() - server, time.process_time() - client
+
+    def of(self, tokens: int) -> dict[str, Any]:
+        """For so many tokens."""
+        if not self._server:
+            return {}
+        costs = {"server": self._server, "client": self._client}
+        peak = max(memory for _, memory in self._memory)
+        return {
+            "cpu_us_per_token": {name: round(1e6 * seconds / tokens, 1) for name, seconds in costs.items()},
+            "peak_memory_mb": peak,
+            "memory_mb": self._memory,
+        }
+
+    async def _ask(self) -> tuple[float, float]:
+        """Seconds of processor time so far, and bytes of memory."""
+        reader, writer = await _send(self._url, "GET", "/metrics", b"", self._key)
+        with contextlib.closing(writer):
+            page = (await reader.read()).decode()
+        found = dict(re.findall(r"^process_(cpu_seconds_total|resident_memory_bytes) (\S+)", page, re.MULTILINE))
+        if len(found) < 2:
+            raise ValueError("no metrics of a process")
+        return float(found["cpu_seconds_total"]), float(found["resident_memory_bytes"])
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
@@ -143,7 +214,7 @@ async def _until_ready(url: str) -> None:
             reader, writer = await _send(url, "GET", "/health", b"", "")
             status = await reader.readline()
             writer.close()
-            if b" 200 " in status:
+            if b" 200 " in status or b" 404 " in status:  # not all servers have such a page
                 return
         except OSError as error:
             if time.monotonic() > deadline:
@@ -165,7 +236,7 @@ async def _send(url: str, method: str, path: str, body: bytes, key: str) -> tupl
 async def _stream(url: str, load: Load, seen: _Seen, begin: float, end: float, seed: int) -> None:
     """One stream: text after text until the end; what falls between begin and end counts."""
     prompt = (PROMPT[seed % 50 :] + PROMPT * (load.prompt_chars // len(PROMPT) + 1))[: load.prompt_chars]
-    fields = {"prompt": prompt, "max_tokens": load.tokens, "stream": True, "ignore_eos": True}
+    fields = {"prompt": prompt, "max_tokens": load.tokens, "stream": True, **load.fields}
     while (now := time.perf_counter()) < end:
         seed += 1000
         body = json.dumps({**fields, "seed": seed, **({"model": load.model} if load.model else {})}).encode()
@@ -192,22 +263,20 @@ async def _read(url: str, body: bytes, key: str, begin: float, end: float) -> li
         if b" 200 " not in await reader.readline():
             return None
         times: list[float] = []
-        before = b""
+        last = b""
         while data := await reader.read(1 << 16):  # the client shares the machine: it looks no closer than it must
             if b"data: {" in data:
                 times.append(time.perf_counter())
             if b'data: {"error"' in data:
                 return None
-            if b"data: [DONE]" in before + data:
-                return times or None
-            before = data[-12:]
-        return None
+            last = (last + data)[-1000:]
+        return times if times and b'"length"' in last else None
     finally:
         writer.close()
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws tokens per second, and seconds to the first token, over the number of streams."""
+    """Draws tokens per second and waiting over the number of streams, and the server's memory over time."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plot")
     import matplotlib
@@ -215,26 +284,28 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (rate, waiting, memory) = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     numbers = [row["streams"] for row in rows]
-    left.plot(numbers, [row["tokens_per_second"] for row in rows], "o-", color="#a63c17")
-    left.set(xscale="log", xlabel="streams", ylabel="tokens per second", ylim=(0, None))
-    for name, style in (("p50", "o-"), ("p95", "o--")):
-        right.plot(
-            numbers,
-            [row["first_token_ms"][name] for row in rows],
-            style,
-            color="#186aa6",
-            label=f"first token, {name}",
-        )
-        right.plot(
-            numbers, [row["per_token_ms"][name] for row in rows], style, color="#a63c17", label=f"each token, {name}"
-        )
-    right.set(xscale="log", yscale="log", xlabel="streams", ylabel="milliseconds")
-    right.legend(frameon=False, fontsize="small")
-    for axes in (left, right):
+    rate.plot(numbers, [row["tokens_per_second"] for row in rows], "o-", color=_RUST)
+    rate.set(title="tokens per second", xlabel="streams", xscale="log", ylim=(0, None))
+    for key, color, name in (
+        ("first_token_ms", _BLUE, "first token"),
+        ("per_token_ms", _RUST, "each token after it"),
+    ):
+        for place, style in (("p50", "o-"), ("p95", "o--")):
+            values = [row[key][place] for row in rows]
+            waiting.plot(numbers, values, style, color=color, label=f"{name}, {place}")
+    waiting.set(title="milliseconds", xlabel="streams", xscale="log", yscale="log")
+    waiting.legend(frameon=False, fontsize="small")
+    for axes in (rate, waiting):
         axes.set_xticks(numbers, [str(number) for number in numbers], minor=False)
         axes.minorticks_off()
+    for row, shade in zip(rows, np.linspace(0.3, 1, len(rows)), strict=True):
+        if line := row.get("memory_mb"):
+            memory.plot(*zip(*line, strict=True), color=_BLUE, alpha=shade, label=f"{row['streams']} streams")
+            memory.legend(frameon=False, fontsize="small")
+    memory.set(title="megabytes of the server", xlabel="seconds", ylim=(0, None))
+    for axes in (rate, waiting, memory):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
