@@ -263,6 +263,12 @@ def test_lines_from_a_pipe(model):
     assert done.stdout.startswith("Once" + first) and second in done.stdout and "error: there is no" in done.stdout
 
 
+def test_a_line_of_a_pipe_that_is_no_text(model):
+    command = [sys.executable, "-m", "textlstm", "generate", str(model), "-i", "--max-chars", "5"]
+    done = subprocess.run(command, input=b"Once\nA\xff\n", capture_output=True, env=environment(), timeout=30)
+    assert done.returncode == 2 and b"byte 0xff at offset 1 of a line" in done.stderr and done.stdout
+
+
 @pytest.mark.parametrize("more", [["--json"], ["--n", "2"], ["--beams", "2"], ["--best-of", "2"]])
 def test_what_is_not_interactive(run, model, more):
     assert run("generate", model, "-i", *more).code == 2

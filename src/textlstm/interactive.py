@@ -371,8 +371,16 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def read_stdin() -> str:
-    """The next line of a pipe."""
-    line = sys.stdin.readline()
+    """The next line of a pipe.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
+    line = sys.stdin.buffer.readline()
     if not line:
         raise EOFError
-    return line.rstrip("\r\n")
+    try:
+        return line.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        problem = f"byte 0x{line[error.start]:02x} at offset {error.start} of a line is not UTF-8 text"
+        raise UsageError(f"standard input: {problem}") from error
