@@ -86,6 +86,14 @@ def no_network():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_session(tmp_path_factory):
+    """What tests put into the cache is gone with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEXTLSTM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """A cache and a working folder of the test's own."""

@@ -259,3 +259,43 @@ def test_generate_and_score_tell_what_is_copied(cache, tmp_path, monkeypatch, ca
     code, _, err = run("generate", "shakespeare", "--max-copy", "5")
     assert code == 2 and "copy-source" in err and "learnt from shakespeare" in err
     assert run("generate", "shakespeare", "--copy-source", "absent.txt")[0] == 2
+
+
+# --- the meter of a training run -------------------------------------------------------------------------------------
+
+
+@given(st.text("ab ", min_size=1, max_size=60), st.text("ab ", max_size=60), st.lists(st.text("ab ", max_size=9)))
+def test_meter_compares_texts_of_one_length(source, human, samples):
+    meter = novelty.CopyMeter(index_of(source), human, 5)
+    pieces = [human[start : start + 5] for start in range(0, len(human) - 4, 5)]
+
+    def mean(texts: list[str]) -> float:
+        return np.mean([max((b - a for a, b in brute_runs(text, (source,))), default=0) for text in texts])
+
+    assert (meter.human is None) == (len(human) < 5)
+    assert meter.human is None or meter.human.longest == pytest.approx(mean(pieces))
+    whole, found = [text[:5] for text in samples if len(text) >= 5], meter.measure(samples)
+    assert (found is None) == (not whole)
+    if found is not None:
+        assert found.texts == len(whole) and found.longest == pytest.approx(mean(whole))
+        assert ("people" in meter.tell(found)) == (meter.human is not None)
+
+
+def test_of_a_long_text_pieces_are_taken_evenly():
+    human = "".join(chr(0x4E00 + number) for number in range(10_000))
+    found = novelty.CopyMeter(index_of(human[5_000:]), human, 100).human
+    assert found is not None and found.texts == 16 and found.longest == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("size", "flops", "pays"),
+    [
+        (1 << 20, 0, True),
+        (2 << 20, 0, False),
+        (2 << 20, 2e13, True),
+        (1 << 25, 1e20, True),
+        ((1 << 25) + 1, 1e20, False),
+    ],
+)
+def test_an_index_is_made_where_it_costs_little(size, flops, pays):
+    assert novelty.CopyMeter.pays(size, flops) == pays

@@ -10,6 +10,7 @@ import math
 import random
 import shutil
 import signal
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from textlstm.config import TrainConfig
 from textlstm.errors import ConfigError, CorpusError, Interrupted, RunError, UsageError
 from textlstm.model import Model
 from textlstm.model_file import read_model
+from textlstm.novelty import CopyMeter
 from textlstm.run import Request, Result, train
 from textlstm.view import View
 
@@ -77,6 +79,7 @@ class Watch(View):
         self.steps: list[int] = []
         self.facts = None
         self.samples: list[tuple[int, str]] = []
+        self.told: list[str] = []
         self._signal_at, self._number = signal_at, number
 
     def notice(self, line: str) -> None:
@@ -92,6 +95,9 @@ class Watch(View):
 
     def sample(self, step: int, text: str) -> None:
         self.samples.append((step, text))
+
+    def copied(self, told: str) -> None:
+        self.told.append(told)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +117,8 @@ def finished(tmp_path_factory) -> tuple[Path, Path, Result, Watch]:
 def test_run_folder(finished):
     _, folder, _, view = finished
     assert {path.name for path in folder.iterdir()} == {
-        "model.safetensors", "config.json", "log.jsonl", "samples.md", "loss.svg", "checkpoints", ".lock",
+        "model.safetensors", "config.json", "log.jsonl", "samples.md", "loss.svg", "novelty.svg", "checkpoints",
+        ".lock",
     }  # fmt: skip
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-20", "step-24"}
     assert view.steps == list(range(1, STEPS + 1))
@@ -140,6 +147,51 @@ def test_samples(finished):
     assert [step for step, _ in view.samples] == [10, 20, 24]
     for _, sample in view.samples:
         assert "".join(f"    {line}\n" for line in sample.split("\n")) in text
+
+
+def test_what_is_copied_is_told_beside_what_people_copy(finished):
+    """Against counting: the longest piece of each sample that stands in the training text."""
+    _, folder, result, view = finished
+    told = [line for line in log_of(folder) if line["event"] == "novelty"]
+    assert [line["step"] for line in told] == [10, 20, 24] and len(view.told) == 3
+    training, people = TEXT[: result.train_chars], TEXT[result.train_chars : 18_000]
+    starts = [300 * (piece * (len(people) // 300) // 3) for piece in range(len(people) // 300)]
+    assert len(starts) == 3
+    longest = [longest_run(people[start : start + 300], training) for start in starts]
+    assert told[-1]["people"]["longest"] == pytest.approx(np.mean(longest)) and told[-1]["people"]["texts"] == 3
+    file = read_model(result.model)
+    assert file.card["step"] == 24, "the weights of the last look are those of the model"
+    model = Model(file)
+    samples = [model.generate(max_chars=300, seed=seed) for seed in range(4)]
+    assert [text for step, text in view.samples if step == 24] == samples[:1]
+    found = told[-1]["samples"]
+    assert found["longest"] == pytest.approx(np.mean([longest_run(text, training) for text in samples]))
+    assert found["texts"] == 4 and found["chars"] == 300 and 0 <= found["copied_40"] <= found["copied_20"] <= 1
+    assert f"copied word for word: {view.told[-1]}" in (folder / "samples.md").read_text(errors="surrogateescape")
+    root = ET.parse(folder / "novelty.svg").getroot()
+    assert "text that people wrote" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def longest_run(text: str, source: str) -> int:
+    longest = 0
+    for start in range(len(text)):
+        while text[start : start + longest + 1] in source and start + longest < len(text):
+            longest += 1
+    return longest
+
+
+def test_copies_are_not_measured_where_it_would_cost_too_much(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(CopyMeter, "pays", staticmethod(lambda size, flops: False))
+    train(request(book, tmp_path / "run"), Watch())
+    assert not (tmp_path / "run" / "novelty.svg").exists()
+    assert not [line for line in log_of(tmp_path / "run") if line["event"] == "novelty"]
+
+
+def test_without_the_extra_a_run_goes_on(book, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydivsufsort", None)
+    view = Watch()
+    train(request(book, tmp_path / "run"), view)
+    assert len(view.samples) == 3 and not view.told and not (tmp_path / "run" / "novelty.svg").exists()
 
 
 def test_result_and_config(finished):

@@ -6,6 +6,7 @@ RUN/config.json          what was asked, what was chosen, and why
 RUN/log.jsonl            a line per report: steps, looks, the end
 RUN/samples.md           what the model wrote on the way
 RUN/loss.svg             its loss as a picture
+RUN/novelty.svg          how much of what it wrote is copied from the training text, with the extra `novelty`
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,16 +34,18 @@ from typing import Any
 import numpy as np
 
 from textlstm import autopilot, metrics
-from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
+from textlstm.config import PRESETS, CorpusConfig, ModelConfig, SamplingConfig, TrainConfig
 from textlstm.corpus import Corpus, LaneReader, Part, Rows, Tokens, absolute, cache_dir, read_corpus, steps_per_epoch
 from textlstm.corpus.sources import ROWS
 from textlstm.engine.torch import TorchEngine
-from textlstm.errors import ConfigError, Interrupted, ModelFileError, RunError, UsageError
+from textlstm.errors import ConfigError, Interrupted, MissingExtraError, ModelFileError, RunError, UsageError
 from textlstm.files import append_whole, insist, sync_file, write_atomically
+from textlstm.generation import Limits
 from textlstm.learning import measure
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
+from textlstm.novelty import RUN_LENGTHS, CopyMeter, SuffixIndex
 from textlstm.registry import MODEL_FILE, find_model
 from textlstm.scoring.parts import score_held_out
 from textlstm.tokenizer import Tokenizer, absolute_name, bytes_to_text, from_json, make_tokenizer
@@ -50,12 +54,12 @@ from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step, save
 from textlstm.trainer.device import choose_device, deterministic
 from textlstm.trainer.distributed import Group, joined
 from textlstm.trainer.speed import measure_reading, measure_step, sgemm_peak
-from textlstm.view import Facts, View, loss_svg
+from textlstm.view import Facts, View, loss_svg, novelty_svg
 
 DEFAULT_MINUTES = 3.0
 GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny Shakespeare
 ORIGINAL_SPLIT_CHARS = 104_217
-_SAMPLE_TOKENS = 120
+_SAMPLE_CHARS, _SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
 _FEW_STEPS = 100
 _COUNTED_TOKENS = 1 << 22  # of a long text, for the cost of guessing by frequency
@@ -668,6 +672,7 @@ class Run:
         self.seconds_to_loss: float | None = None
         self.train_curve: list[tuple[int, float]] = []
         self.dev_curve: list[tuple[int, float]] = []
+        self.copied_curve: list[tuple[int, float, float]] = []  # step, longest run, share of copied characters
         self.chooses = bool(len(self.tokens.dev))  # whether a development part picks the best weights
         self.shown = "development" if self.chooses else "held-out"
         self.best_step: int | None = None
@@ -816,9 +821,10 @@ class Run:
         every = self.setup.train.sample_every
         finite = look.dev is None or math.isfinite(look.dev.nats)  # else the logits are not, and nothing can be drawn
         if finite and (every is None or look.step % every == 0):
-            text = self._sample(network)
+            texts = self._samples(network)
+            told, text = self._tell_copied(look.step, texts), texts[0]
             quoted = "".join(f"    {line}\n" for line in text.split("\n"))
-            entry = f"## step {look.step}\n\n{quoted}\n"
+            entry = f"## step {look.step}\n\n{quoted}\n" + (f"{told}\n\n" if told else "")
             self._attempt("samples.md", lambda: append_whole(self.folder / "samples.md", entry))
             self.view.sample(look.step, text)
         picture = loss_svg(self.train_curve, self.dev_curve, self.shown).encode()
@@ -839,9 +845,45 @@ class Run:
                 f"{minutes:g}; other programs may be using it (Ctrl-C saves)"
             )
 
-    def _sample(self, network: RecurrentLM) -> str:
-        file = ModelFile(self.setup.model, self.tokenizer, weights_of(network), {}, "")
-        return Model(file).generate(max_tokens=_SAMPLE_TOKENS, seed=0)
+    def _samples(self, network: RecurrentLM) -> list[str]:
+        model = Model(ModelFile(self.setup.model, self.tokenizer, weights_of(network), {}, ""))
+        number = 1 if self._copies is None else _SAMPLES
+        writers = model.writers(number, SamplingConfig(), Limits(max_chars=_SAMPLE_CHARS), seed=0)
+        for _ in model.write("", writers):
+            pass
+        return [writer.text for writer in writers]
+
+    @cached_property
+    def _copies(self) -> CopyMeter | None:
+        """What measures copies, or None: the text is long beside the run, or the extra is not installed."""
+        train, config = self.corpus.train, self.setup.train
+        flops = 3 * self.setup.model.flops_per_token * config.steps * config.batch_size * config.seq_len
+        if not isinstance(train, Part) or not CopyMeter.pays(train.num_bytes, flops):
+            return None
+        human = self.corpus.dev.text if self.chooses else self.corpus.val.text
+        try:
+            return CopyMeter(SuffixIndex.of_texts(d.text for d in train.documents), human, _SAMPLE_CHARS)
+        except (MissingExtraError, OSError):  # nobody asked for it, and a cache without room stops no run
+            return None
+
+    def _tell_copied(self, step: int, texts: Sequence[str]) -> str:
+        """Measures, logs and draws what of some samples is copied; returns it in words."""
+        written = None if self._copies is None else self._copies.measure(texts)
+        if self._copies is None or written is None:
+            return ""
+        human = self._copies.human
+        record = {"event": "novelty", "step": step, "samples": written.to_dict()}
+        self._log(record | ({} if human is None else {"people": human.to_dict()}))
+        self.copied_curve.append((step, written.longest, written.copied[RUN_LENGTHS[0]]))
+        picture = novelty_svg(
+            [(at, longest) for at, longest, _ in self.copied_curve],
+            [(at, share) for at, _, share in self.copied_curve],
+            None if human is None else (human.longest, human.copied[RUN_LENGTHS[0]]), RUN_LENGTHS[0],
+        )  # fmt: skip
+        self._attempt("novelty.svg", lambda: write_atomically(self.folder / "novelty.svg", picture.encode()))
+        told = self._copies.tell(written)
+        self.view.copied(told)
+        return f"copied word for word: {told}"
 
     def _reached(self, network: RecurrentLM) -> bool:
         wanted, val = self.setup.asked.get("time_to_loss"), self.tokens.val
@@ -899,7 +941,10 @@ class Run:
                 record = json.loads(line)
             except ValueError:  # torn by a power cut; the checkpoint is whole
                 continue
-            if record["event"] == "step" and record["nats_per_char"] is not None:
+            if record["event"] == "novelty":
+                seen = record["samples"]
+                self.copied_curve.append((record["step"], seen["longest"], seen[f"copied_{RUN_LENGTHS[0]}"]))
+            elif record["event"] == "step" and record["nats_per_char"] is not None:
                 self.train_curve.append((record["step"], record["nats_per_char"]))
             elif (seen := record.get("dev") or record.get("held_out_begin")) and seen["nats_per_char"] is not None:
                 self.dev_curve.append((record["step"], seen["nats_per_char"]))

@@ -74,6 +74,9 @@ class View(AbstractContextManager["View"]):
     def sample(self, step: int, text: str) -> None:
         """A sample was written."""
 
+    def copied(self, told: str) -> None:
+        """How much of the samples is copied from the training text, in words."""
+
     def score(self, score: Score) -> None:
         """The held-out text was scored."""
 
@@ -191,6 +194,9 @@ class LiveView(View):
         self._sample = text
         self._draw(force=True)
 
+    def copied(self, told: str) -> None:
+        self._figures["copied"] = told
+
     def score(self, score: Score) -> None:
         self._stack.close()
         self._console.print(_held_out(score), style="bold", markup=False, highlight=False)
@@ -207,7 +213,7 @@ class LiveView(View):
         table = Table.grid(padding=(0, 2))
         table.add_column(style="cyan", justify="right", no_wrap=True)
         table.add_column()
-        for name in ("loss", "development", "held-out", "orientation", "step", "speed", "learning rate"):
+        for name in ("loss", "development", "held-out", "orientation", "step", "speed", "learning rate", "copied"):
             if name in self._figures:
                 table.add_row(name, Text(self._figures[name]))
         parts: list[RenderableType] = [self._bar, Text(), table]
@@ -284,7 +290,10 @@ def _held_out(score: Score) -> str:
     )
 
 
-def loss_svg(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]], shown: str = "development") -> str:
+Curve = Sequence[tuple[int, float]]
+
+
+def loss_svg(train: Curve, dev: Curve, shown: str = "development") -> str:
     """The loss of a run as a picture.
 
     Args:
@@ -294,40 +303,82 @@ def loss_svg(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]
     Returns:
         An SVG document of its own.
     """
-    width, height, left, bottom, top = 640, 360, 56, 40, 24
-    points = [*train, *dev]
-    last = max((step for step, _ in points), default=1)
-    values = sorted(value for _, value in points if math.isfinite(value)) or [0.0, 1.0]
-    low, high = (
-        values[0],
-        values[min(len(values) - 1, int(0.98 * len(values)))],
-    )  # the first steps would squeeze the rest
-    low, high = low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3
+    values = sorted(value for _, value in [*train, *dev] if math.isfinite(value)) or [0.0, 1.0]
+    high = values[min(len(values) - 1, int(0.98 * len(values)))]  # the first steps would squeeze the rest
+    span = high - values[0]
+    curves = [("training", train, "#4c78a8", ""), (shown, dev, "#e45756", "")]
+    chart = _chart(
+        "nats per character against steps", curves, values[0] - 0.05 * span - 1e-3, high + 0.05 * span + 1e-3
+    )
+    return _document(360, [chart])
+
+
+def novelty_svg(longest: Curve, copied: Curve, human: tuple[float, float] | None, length: int) -> str:
+    """How much of a run's samples is copied from its training text, as a picture.
+
+    Args:
+        longest: pairs of a step and the longest verbatim run of a sample, in characters.
+        copied: pairs of a step and the share of characters in runs of `length` or more.
+        human: the same two of text that people wrote; None where there is none.
+        length: in characters.
+
+    Returns:
+        An SVG document of its own.
+    """
+    last = max((step for step, _ in longest), default=1)
+    charts = []
+    for number, (title, curve) in enumerate(
+        (
+            ("longest verbatim run of a sample, in characters, against steps", longest),
+            (f"percent of characters in runs of {length} or more", [(step, 100 * share) for step, share in copied]),
+        )
+    ):
+        level = None if human is None else human[number] * (100 if number else 1)
+        people = [] if level is None else [(0, level), (last, level)]
+        curves = [("samples", curve, "#e45756", ""), ("text that people wrote", people, "#555", "5 4")]
+        high = max((value for _, value in [*curve, *people]), default=0.0)
+        charts.append(_chart(title, curves, 0.0, 1.1 * high + 1e-3, height=220, above=220 * number))
+    return _document(440, charts)
+
+
+def _document(height: int, charts: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" '
+        f'font-size="12" fill="#333"><rect width="{_WIDTH}" height="{height}" fill="white"/>{"".join(charts)}</svg>\n'
+    )
+
+
+_WIDTH = 640
+
+
+def _chart(
+    title: str, curves: Sequence[tuple[str, Curve, str, str]], low: float, high: float, height: int = 360,
+    above: int = 0,
+) -> str:  # fmt: skip
+    """Curves (name, points, colour, dashes) over steps, values between two bounds; drawn below so many pixels."""
+    left, right, bottom, top = 56, 16, 40, 24
+    last = max((step for _, curve, _, _ in curves for step, _ in curve), default=1)
 
     def place(step: int, value: float) -> str:
-        x = left + (width - left - 16) * step / last
-        y = top + (height - top - bottom) * (high - min(value, high)) / (high - low)
+        x = left + (_WIDTH - left - right) * step / max(1, last)
+        y = above + top + (height - top - bottom) * (high - min(value, high)) / (high - low)
         return f"{x:.1f},{y:.1f}"
 
-    marks = []
+    marks = [f'<text x="{left}" y="{above + 16}">{escape(title)}</text>']
     for i in range(6):
         value = low + (high - low) * i / 5
         y = place(0, value).split(",")[1]
-        marks.append(f'<path d="M{left} {y}H{width - 16}" stroke="#ddd"/>')
+        marks.append(f'<path d="M{left} {y}H{_WIDTH - right}" stroke="#ddd"/>')
         marks.append(f'<text x="{left - 6}" y="{y}" text-anchor="end" dominant-baseline="middle">{value:.2f}</text>')
         step = round(last * i / 5)
         x = place(step, low).split(",")[0]
-        marks.append(f'<text x="{x}" y="{height - bottom + 16}" text-anchor="middle">{step:,}</text>')
-    curves = []
-    for name, curve, colour, row in (("training", train, "#4c78a8", 0), (shown, dev, "#e45756", 1)):
-        path = " ".join(place(step, value) for step, value in curve if math.isfinite(value))
-        curves.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        curves.append(
-            f'<text x="{width - 20}" y="{top + 14 + 16 * row}" text-anchor="end" fill="{colour}">{name}</text>'
+        marks.append(f'<text x="{x}" y="{above + height - bottom + 16}" text-anchor="middle">{step:,}</text>')
+    for row, (name, curve, colour, dashes) in enumerate(curves):
+        points = " ".join(place(step, value) for step, value in curve if math.isfinite(value))
+        dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+        marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"{dashed}/>')
+        marks.append(
+            f'<text x="{_WIDTH - right - 4}" y="{above + top + 14 + 16 * row}" text-anchor="end" fill="{colour}">'
+            f"{name if curve else ''}</text>"
         )
-    caption = escape("nats per character against steps")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        f'font-size="12" fill="#333"><rect width="{width}" height="{height}" fill="white"/>'
-        f'<text x="{left}" y="16">{caption}</text>{"".join(marks)}{"".join(curves)}</svg>\n'
-    )
+    return "".join(marks)
