@@ -292,3 +292,15 @@ def test_several_workers_share_port_and_states(models):
         assert len(texts) == 1
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=30)
+
+
+@pytest.mark.slow
+def test_a_short_soak():
+    program = Path(__file__).parents[1] / "benchmarks" / "soak.py"
+    command = [sys.executable, str(program), "--clients", "60", "--minutes", "0.3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 0 and report["as_expected"], done.stdout + done.stderr
+    answers = report["answers"]
+    assert {"200", "200, streamed", "left", "left, streamed"} <= set(answers)
+    assert answers.get("429", 0) + answers.get("429, streamed", 0) > 0

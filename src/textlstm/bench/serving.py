@@ -193,7 +193,7 @@ class _Costs:
 
     async def _ask(self) -> tuple[float, float]:
         """Seconds of processor time so far, and bytes of memory."""
-        reader, writer = await _send(self._url, "GET", "/metrics", b"", self._key)
+        reader, writer = await send(self._url, "GET", "/metrics", b"", self._key)
         with contextlib.closing(writer):
             page = (await reader.read()).decode()
         found = dict(re.findall(r"^process_(cpu_seconds_total|resident_memory_bytes) (\S+)", page, re.MULTILINE))
@@ -211,7 +211,7 @@ async def _until_ready(url: str) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            reader, writer = await _send(url, "GET", "/health", b"", "")
+            reader, writer = await send(url, "GET", "/health", b"", "")
             status = await reader.readline()
             writer.close()
             if b" 200 " in status or b" 404 " in status:  # not all servers have such a page
@@ -224,7 +224,10 @@ async def _until_ready(url: str) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _send(url: str, method: str, path: str, body: bytes, key: str) -> tuple[asyncio.StreamReader, Any]:
+async def send(
+    url: str, method: str, path: str, body: bytes = b"", key: str = "none"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Sends a request on a connection of its own, which the server closes after the answer."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
     head = f"{method} {path} HTTP/1.1\r\nhost: {parts.netloc}\r\nconnection: close\r\nauthorization: Bearer {key}\r\n"
@@ -258,7 +261,7 @@ async def _stream(url: str, load: Load, seen: _Seen, begin: float, end: float, s
 
 async def _read(url: str, body: bytes, key: str, begin: float, end: float) -> list[float] | None:
     """When each chunk of a text came; None if the request was refused."""
-    reader, writer = await _send(url, "POST", "/v1/completions", body, key)
+    reader, writer = await send(url, "POST", "/v1/completions", body, key)
     try:
         if b" 200 " not in await reader.readline():
             return None
