@@ -29,7 +29,7 @@ def byte_model() -> Model:
     return Model(ModelFile(config, ByteTokenizer(), random_weights(config), {}, ""))
 
 
-@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize("engine", ["int8", "onnx", "torch"])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 5}, {"stop": ["a", "bc"]}, {"max_chars": 33}])
 def test_stream_is_generate(options, engine):
     model = make_model(engine=engine)
@@ -47,7 +47,7 @@ def test_seeds_matter():
     assert model.generate("abc", max_tokens=40) != model.generate("abc", max_tokens=40)
 
 
-@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize("engine", ["int8", "onnx", "torch"])
 def test_rows_equal_rows_alone(engine):
     """Side by side, with different options, and leaving the batch at different times."""
     model = make_model(engine=engine)
@@ -75,6 +75,26 @@ def test_rows_equal_rows_alone(engine):
     assert together[3].text == "" and len({w.tokens for w in together}) > 3
 
 
+def test_each_of_512_rows_is_as_if_alone():
+    model = make_model(engine="int8")
+
+    def writer(number: int) -> Writer:
+        sampling = SamplingConfig(
+            temperature=number % 5 / 3, top_k=number % 7, top_p=1 - number % 3 / 9, repetition_penalty=1 + number % 2
+        )
+        return Writer(model.tokenizer, 23, 22, sampling, Limits(max_tokens=1 + number % 40), number)
+
+    together = [writer(number) for number in range(512)]
+    for _ in model.write("hallo", together):
+        pass
+    for number in range(0, 512, 19):
+        alone = writer(number)
+        for _ in model.write("hallo", [alone]):
+            pass
+        assert together[number].text == alone.text and alone.tokens == 1 + number % 40
+    assert len({writer.text for writer in together}) > 300
+
+
 def test_writers_of_model_have_consecutive_seeds():
     model = make_model()
     writers = model.writers(4, SamplingConfig(), Limits(max_tokens=30), 10)
@@ -83,7 +103,7 @@ def test_writers_of_model_have_consecutive_seeds():
     assert [w.text for w in writers] == [model.generate("ab", seed=10 + i, max_tokens=30) for i in range(4)]
 
 
-@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize("engine", ["int8", "onnx", "torch"])
 def test_greedy_equals_argmax_by_hand(engine):
     model = make_model(engine=engine)
     ids = [22, *(LETTERS.index(c) for c in "vater")]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import make_file, random_state
@@ -20,6 +21,7 @@ from textlstm.engine import int8 as int8_module
 from textlstm.engine import load_engine, writing_engine
 from textlstm.engine.int8 import Int8Engine, hyperbolic, round_rows, sigmoid
 from textlstm.kernels import exponential
+from textlstm.model import Model
 from textlstm.model_file import quantise
 from textlstm.state import State
 
@@ -244,6 +246,14 @@ def test_int8_writes_where_it_runs():
     assert writing_engine() == "int8"
     assert isinstance(load_engine(make_file(make_config()), writing_engine()), Int8Engine)
     assert kernels.load("no such instruction set") is None
+
+
+def test_rounding_costs_less_than_three_thousandths_of_a_nat():
+    """On the model that ships: text of its own kind, which it writes, and text of another."""
+    exact, rounded = (Model.load("shakespeare", engine) for engine in ("onnx", "int8"))
+    for text in (rounded.generate("", max_chars=2_000, seed=0), make_text(2_000)):
+        costs = [model.score(text).nats_per_char for model in (exact, rounded)]
+        assert abs(costs[0] - costs[1]) <= 0.003
 
 
 @needs_kernel
