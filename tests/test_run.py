@@ -169,7 +169,7 @@ def test_what_is_copied_is_told_beside_what_people_copy(finished):
     assert found["texts"] == 4 and found["chars"] == 300 and 0 <= found["copied_40"] <= found["copied_20"] <= 1
     assert f"copied word for word: {view.told[-1]}" in (folder / "samples.md").read_text(errors="surrogateescape")
     root = ET.parse(folder / "novelty.svg").getroot()
-    assert "text that people wrote" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "text that people wrote" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}tspan")]
 
 
 def longest_run(text: str, source: str) -> int:

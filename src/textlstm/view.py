@@ -373,12 +373,11 @@ def _chart(
         step = round(last * i / 5)
         x = place(step, low).split(",")[0]
         marks.append(f'<text x="{x}" y="{above + height - bottom + 16}" text-anchor="middle">{step:,}</text>')
-    for row, (name, curve, colour, dashes) in enumerate(curves):
+    names = []
+    for name, curve, colour, dashes in curves:
         points = " ".join(place(step, value) for step, value in curve if math.isfinite(value))
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"{dashed}/>')
-        marks.append(
-            f'<text x="{_WIDTH - right - 4}" y="{above + top + 14 + 16 * row}" text-anchor="end" fill="{colour}">'
-            f"{name if curve else ''}</text>"
-        )
+        names += [f'<tspan dx="12" fill="{colour}">{name}</tspan>'] if curve else []
+    marks.append(f'<text x="{_WIDTH - right - 12}" y="{above + 16}" text-anchor="end">{"".join(names)}</text>')
     return "".join(marks)
