@@ -30,7 +30,7 @@ def main() -> None:
     context = "" if arguments.context is None else arguments.context.read_text(encoding="utf-8")
     if arguments.learn_from is not None:
         started = time.perf_counter()
-        model = model.with_statistics(arguments.learn_from.read_text(encoding="utf-8"))
+        model = model.primed(arguments.learn_from.read_text(encoding="utf-8"))
         print(f"statistics measured in {time.perf_counter() - started:.1f} s")
     rows = []
     for path in arguments.files:

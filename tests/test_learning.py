@@ -324,11 +324,23 @@ def test_a_model_that_learnt_is_a_model(tmp_path):
 
 
 def test_statistics_from_a_text():
-    measured = BARE.with_statistics(TEXT)
+    measured = BARE.primed(TEXT)
     assert measured.has_statistics and not BARE.has_statistics
     assert measured.learner().source == "model" and BARE.learner().source == "online"
     with pytest.raises(UsageError, match="two tokens"):
-        BARE.with_statistics("")
+        BARE.primed("")
+
+
+def test_memories_read_the_text_first():
+    text = TEXT[-300:]
+    still = LearnConfig(learn_rate=0.0)
+    primed = MODEL.primed(TEXT)
+    assert primed.score(text, learn=still).nats < MODEL.score(text, learn=still).nats
+    packed = primed.compress(text.encode(), learn=True)
+    assert primed.decompress(packed.data) == text.encode()
+    for other in (MODEL, MODEL.primed(TEXT + "x")):  # what was not primed the same way is told apart
+        with pytest.raises(CodingError):
+            other.decompress(packed.data)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ def _learning(command: Command) -> Command:
     """Options of the commands that can learn while they read."""
     command = options_of(LearnConfig)(command)
     command = click.option(
-        "--learn-from", help="With --learn: measure the statistics of gradients on this text, file or corpus."
+        "--learn-from",
+        help="With --learn: what the model was trained on (a file or corpus, without the text that is scored): memories "
+        "read it first, and gradients are measured on it.",
     )(command)
     return click.option("--learn", is_flag=True, help="Learn from what was read (dynamic evaluation).")(command)
 
@@ -98,7 +100,7 @@ def _learning(command: Command) -> Command:
 def _learner(
     model: Any, values: dict[str, Any], quiet: bool, learn: bool | None = None
 ) -> tuple[Any, LearnConfig | None]:
-    """The model, with statistics if they were asked for, and how it learns: None if it does not.
+    """The model, primed if that was asked for, and how it learns: None if it does not.
 
     Args:
         model: the model.
@@ -121,7 +123,7 @@ def _learner(
         from textlstm.corpus import read_sources
 
         documents = read_sources([source], CorpusConfig(), _notice(quiet)).documents
-        model = model.with_statistics("\n".join(document.text for document in documents))
+        model = model.primed("\n".join(document.text for document in documents))
     where = _statistics(model, source)
     _notice(quiet)(f"learning, with statistics of gradients from {where}")
     return model, config

@@ -45,6 +45,7 @@ class Model:
         engine: `int8`, `onnx` (single precision) or `torch` (reference, GPU); None writes with the fastest and scores
             in single precision.
         threads: cores that one step may use; None leaves it to the engine.
+        read_first: tokens that memories have read before they learn; see `primed`.
 
     Attributes:
         config: the network's shape.
@@ -52,8 +53,14 @@ class Model:
         card: where it comes from, what it scores.
     """
 
-    def __init__(self, file: ModelFile, engine: str | None = None, threads: int | None = None) -> None:
-        self._file, self._engine_name, self._threads = file, engine, threads
+    def __init__(
+        self,
+        file: ModelFile,
+        engine: str | None = None,
+        threads: int | None = None,
+        read_first: NDArray[np.int32] | None = None,
+    ) -> None:
+        self._file, self._engine_name, self._threads, self._read_first = file, engine, threads, read_first
         self.config: ModelConfig = file.config
         self.tokenizer: Tokenizer = file.tokenizer
         self.card: dict[str, Any] = file.card
@@ -135,19 +142,23 @@ class Model:
         Raises:
             MissingExtraError: torch is not installed.
         """
-        if importlib.util.find_spec("torch") is None:
-            raise MissingExtraError("torch", "train")
+        _require_torch()
         from textlstm.learning import LearningEngine
 
         config = learn if isinstance(learn, LearnConfig) else LearnConfig()
-        return LearningEngine(self._file, config, self._memories() if config.learn_memories else None)
+        return LearningEngine(self._file, config, self._memories.copy() if config.learn_memories else None)
 
+    @cached_property
     def _memories(self) -> Mixture:
+        """Memories that have read nothing but the text that the model was primed with."""
         from textlstm.memories import Mixture
 
         size, tokenizer = self.config.vocab_size, self.tokenizer
         spelled = [tokenizer.token_bytes(id) if id < tokenizer.vocab_size else b"" for id in range(size)]
-        return Mixture(size, token_bytes=spelled)
+        memories = Mixture(size, token_bytes=spelled)
+        if self._read_first is not None:
+            memories.prime(self._read_first)
+        return memories
 
     def learn(self, text: str, learn: LearnConfig | bool = True, state: State | None = None) -> Model:
         """A model that has read a text and learnt from it; this one stays what it is.
@@ -168,20 +179,23 @@ class Model:
         file = dataclasses.replace(self._file, weights=engine.weights(), card=card, sha256="")
         return Model(file, self._engine_name, self._threads)
 
-    def with_statistics(self, text: str, progress: metrics.Progress = metrics.no_progress) -> Model:
-        """This model with the statistics that learning needs, measured on a text like the one it was trained on.
+    def primed(self, text: str, progress: metrics.Progress = metrics.no_progress) -> Model:
+        """This model, prepared to learn by a text that it was trained on, or one like it.
+
+        Memories read the text first, and the statistics of gradients are measured on it.
 
         Raises:
+            MissingExtraError: torch is not installed.
             UsageError: the text has less than two tokens.
         """
-        self.learner()
+        _require_torch()
         from textlstm.learning import measure
 
         ids = self.tokenizer.encode(text)
         if len(ids) < 2:
             raise UsageError("a text of less than two tokens has no gradients; name a longer one with --learn-from")
         file = dataclasses.replace(self._file, statistics=measure(self._file, ids, progress=progress), sha256="")
-        return Model(file, self._engine_name, self._threads)
+        return Model(file, self._engine_name, self._threads, ids)
 
     def score_report(
         self,
@@ -417,3 +431,8 @@ class Model:
             UsageError: an unknown format, or a place that cannot be written to.
         """
         export(self._file, to, out)
+
+
+def _require_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "train")

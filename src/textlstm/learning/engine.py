@@ -22,7 +22,13 @@ _DIGEST = 4
 
 
 class Memory(Protocol):
-    """What improves the predictions of a network token by token, and learns after each."""
+    """What improves the predictions of a network token by token, and learns after each.
+
+    Attributes:
+        origin: tells what it had read at the beginning.
+    """
+
+    origin: bytes
 
     def predict(self, logprobs_V: NDArray[np.float64], hidden_H: NDArray[np.float32] | None) -> NDArray[np.float64]:
         """Natural logarithms of the probabilities of the next token, given the network's own."""
@@ -67,6 +73,7 @@ class LearningEngine(Engine):
         digest = hashlib.sha256(json.dumps([__version__, torch.__version__, self._settings.to_dict()]).encode())
         for name in sorted(self._file.statistics):
             digest.update(name.encode() + self._file.statistics[name].tobytes())
+        digest.update(b"" if self._memory is None else self._memory.origin)
         usual = LearnConfig().to_dict()
         unusual = {name: value for name, value in self._settings.to_dict().items() if value != usual[name]}
         return digest.digest()[:_DIGEST] + (json.dumps(unusual).encode() if unusual else b"")

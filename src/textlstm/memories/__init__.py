@@ -13,6 +13,7 @@ and depends on nothing but the calls that were made, so that the reader of a com
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,9 @@ class Mixture:
         vocab_size: number V of tokens.
         settings: how memories are kept and mixed.
         token_bytes: what each token writes, V of them; None does without memories of words.
+
+    Attributes:
+        origin: SHA-256 of the tokens that it was primed with; empty if it was not.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Mixture:
         self._neural = NeuralCache(self.settings.cache_window, self.settings.cache_scale)
         self._live = LiveCounts(self._contexts.count)
         self._frozen: FrozenCounts | None = None
+        self.origin = b""
         self._start()
 
     def _start(self) -> None:
@@ -119,6 +124,7 @@ class Mixture:
             keys_TC[place] = self._contexts.keys()
             self._contexts.push(id)
         self._match.extend(ids_T.tolist())
+        self.origin = hashlib.sha256(ids_T.astype("<i8").tobytes()).digest()
         self._frozen = FrozenCounts(keys_TC, self._tree.leaf_V[ids_T])
         self._start()
 
