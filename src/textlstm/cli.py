@@ -91,7 +91,7 @@ def _learning(command: Command) -> Command:
     command = options_of(LearnConfig)(command)
     command = click.option(
         "--learn-from",
-        help="With --learn: what the model was trained on (a file or corpus, without the text that is scored): memories "
+        help="With --learn: what the model was trained on (file or corpus, without the text that is scored): memories "
         "read it first, and gradients are measured on it.",
     )(command)
     return click.option("--learn", is_flag=True, help="Learn from what was read (dynamic evaluation).")(command)
