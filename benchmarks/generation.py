@@ -110,10 +110,10 @@ def transformer() -> Callable[[], None]:
 
 
 def readers(size: int) -> dict[str, Callable[[], None]]:
-    """Ways to read so many bytes; pages of fresh zeros would all be the same one, so they hold ones."""
-    whole, floats = np.ones(size, np.int8).view(np.int64), np.ones(size // 4, np.float32)
-    rows, ones = floats.reshape(-1, 512), np.ones(512, np.float32)
-    ways = {"sum": whole.sum, "dot": lambda: floats @ floats, "rows": lambda: rows @ ones}
+    """Ways for one core to read so many bytes; pages of fresh zeros would all be the same one, so they hold ones."""
+    whole, floats = np.ones(size, np.int8).view(np.int64), torch.ones(size // 4)
+    rows, ones = floats.view(-1, 512), torch.ones(512)
+    ways = {"sum": whole.sum, "dot": lambda: floats.dot(floats), "rows": lambda: rows.mv(ones)}
 
     def often(read: Callable[[], object]) -> Callable[[], None]:
         return lambda: [read() for _ in range(TOKENS)] and None
