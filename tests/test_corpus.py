@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import random
 import re
@@ -18,8 +19,19 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from textlstm import corpus as corpus_module
 from textlstm.config import CorpusConfig
-from textlstm.corpus import Document, LaneReader, Part, Rows, read_corpus, sources, steps_per_epoch
+from textlstm.corpus import (
+    Corpus,
+    Document,
+    LaneReader,
+    Part,
+    Rows,
+    StoredPart,
+    read_corpus,
+    sources,
+    steps_per_epoch,
+)
 from textlstm.errors import CorpusError, UsageError
 from textlstm.tokenizer import ByteTokenizer, text_to_bytes
 
@@ -483,3 +495,71 @@ def test_without_dev_is_dev_fraction_zero(tmp_path, sizes):
     assert corpus.without_dev().fingerprint == whole.fingerprint
     assert corpus.without_dev().train.documents == whole.train.documents
     assert whole.without_dev() is whole
+
+
+def lines(documents: int, number: int) -> list[str]:
+    """Documents of numbered lines of 21 characters, so that each line tells where it stood."""
+    return ["".join(f"{d:04} {n:06} ........\n" for n in range(number)) for d in range(documents)]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_sample_is_stretches_spread_over_the_text_up_to_its_end(tmp_path, monkeypatch, stored, number):
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus_module, "_STRETCH_CHARS", 1000)
+    if stored:
+        monkeypatch.setattr(corpus_module, "MOST_IN_MEMORY", 500)
+    for k, text in enumerate(lines(number, 6000 // number)):
+        (tmp_path / f"{k}.txt").write_text(text)
+    asked = {"val_fraction": 0.1, "dev_fraction": 0.0}
+    whole = read_corpus([str(tmp_path / "*.txt")], CorpusConfig(**asked))
+    text = "".join("".join(b.decode() for b in data) for _, data in whole.train.data())
+    place = {line: at for at, line in enumerate(text.splitlines())}
+
+    def sample(seed: int) -> Corpus:
+        return read_corpus(
+            [str(tmp_path / "*.txt")], CorpusConfig(**asked, sample_chars=12_000, sample_seed=seed)
+        )  # fmt: skip
+
+    one = sample(0)
+    assert one.sampled_from == len(text) == 113_400 and one.val == whole.val and one.val_follows
+    assert 11_000 <= one.train.num_chars <= 13_000
+    read = [place[line] for line in one.train.text.splitlines()]
+    assert read == sorted(set(read)) and read[-1] == 5399  # nothing twice, in order, up to the held-out text
+    jumps = [(a, b) for a, b in itertools.pairwise(read) if b != a + 1]
+    assert len(jumps) >= 8  # 12 stretches; neighbours may touch
+    per_section = np.histogram(read, bins=12, range=(0, 5400))[0]
+    assert per_section.min() >= 1 and per_section.max() <= 120
+    assert sample(0).fingerprint == one.fingerprint != sample(1).fingerprint
+    assert one.encode(ByteTokenizer(), 256).train[0] == 256
+
+
+def test_a_sample_of_all_or_more_is_the_text_itself(tmp_path):
+    (tmp_path / "a.txt").write_text(lines(1, 100)[0])
+    whole = read_corpus([str(tmp_path / "a.txt")], CorpusConfig())
+    assert whole.sampled(whole.train.num_chars, 0) is whole and whole.sampled_from is None
+    assert read_corpus([str(tmp_path / "a.txt")], CorpusConfig(sample_chars=5000)).fingerprint == whole.fingerprint
+
+
+@given(st.lists(st.text("ab\n", max_size=60), min_size=1, max_size=5), st.integers(1, 200), st.integers(0, 9))
+def test_a_stretch_is_a_part_of_a_document(texts, chars, seed):
+    part = Part(tuple(Document(str(k), text) for k, text in enumerate(texts)))
+    if not part.num_chars:
+        return
+    whole = Corpus("", part, Part(()), Part(()), "", "", False, True)
+    for document in whole.sampled(chars, seed).train.documents:
+        assert document.text in texts[int(document.name)]
+    assert whole.sampled(chars, seed).train.text.endswith(part.text[-1:]) or part.text.endswith("\n")
+
+
+def test_the_development_part_of_a_stored_text_can_be_given_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus_module, "MOST_IN_MEMORY", 500)
+    (tmp_path / "a.txt").write_text(lines(1, 100)[0])
+    (tmp_path / "b.txt").write_text(lines(1, 50)[0])
+    sources = [str(tmp_path / "*.txt")]
+    with_dev = read_corpus(sources, CorpusConfig(dev_fraction=0.4))
+    assert isinstance(with_dev.train, StoredPart) and with_dev.dev.num_chars
+    without = read_corpus(sources, CorpusConfig(dev_fraction=0.0))
+    assert with_dev.without_dev().fingerprint == without.fingerprint
+    assert with_dev.without_dev().train == without.train

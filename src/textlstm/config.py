@@ -214,11 +214,16 @@ class CorpusConfig(Config):
     dev_fraction: float = option(
         0.05, "share of the training text, cut from its end, that picks the best weights; 0 keeps the last"
     )
+    sample_chars: int | None = option(
+        None, "learn from about this many characters only, in stretches spread over the training text"
+    )
+    sample_seed: int = option(0, "seed of where these stretches lie")
 
     def __post_init__(self) -> None:
         self._require_probabilities("val_fraction", "dev_fraction")
         self._require(self.val_chars is None or self.val_chars >= 0, "val_chars", "0 or more")
-        for field in ("max_val_chars", "max_dev_chars"):
+        self._require(self.sample_chars is None or self.sample_chars >= 1000, "sample_chars", "at least 1000")
+        for field in ("max_val_chars", "max_dev_chars", "sample_seed"):
             self._require(getattr(self, field) >= 0, field, "0 or more")
         self._require(self.newlines in ("keep", "lf"), "newlines", "'keep' or 'lf'")
 

@@ -50,6 +50,8 @@ __all__ = [
 MIN_TRAIN_CHARS = 100
 MOST_IN_MEMORY = 1 << 25  # characters; a longer text stays on disk
 _SAMPLE_CHARS = 10_000_000  # of a long text, to make a tokenizer from
+_STRETCH_CHARS, _MOST_STRETCHES = 100_000, 64  # of a sample to train on
+_LONG_LINE = 10_000
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,17 @@ class Part:
     def head(self, chars: int) -> str:
         """Its first characters."""
         return self.text[:chars]
+
+    def stretches(self, places: Sequence[tuple[float, float]]) -> tuple[Document, ...]:
+        """What lies between some places, given as shares of the part; each is moved on to the begin of a line."""
+        found: list[Document] = []
+        borders = np.cumsum([0, *(len(d.text) for d in self.documents)])
+        for place, end in places:
+            first, last = (round(share * int(borders[-1])) for share in (place, end))
+            for document, begin in zip(self.documents, borders.tolist(), strict=False):
+                a, b = (_line_begin(document.text, place - begin) for place in (first, last))
+                found += [Document(document.name, document.text[a:b])] if a < b else []
+        return tuple(found)
 
     def data(self) -> Iterator[tuple[int, Iterable[bytes]]]:
         """For each document its length in bytes, and its bytes."""
@@ -117,6 +130,7 @@ class Corpus:
         train, dev, val: the parts; `dev` and `val` may be empty. A long `train` stays in the cache.
         source, licence, canonical: where the text came from, as `LoadedCorpus` says.
         val_follows: whether the held-out part directly follows the development part.
+        sampled_from: characters of the training text of which `train` is a sample, or None.
     """
 
     name: str
@@ -127,6 +141,7 @@ class Corpus:
     licence: str
     canonical: bool
     val_follows: bool
+    sampled_from: int | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -158,22 +173,52 @@ class Corpus:
         return digest.hexdigest()
 
     def without_dev(self) -> Corpus:
-        """The same text with the development part given to the training part, unless the text is a long one.
+        """The same text with the development part given to the training part.
 
         What `read_corpus` gives with a `dev_fraction` of 0.
         """
-        if not isinstance(self.train, Part) or not self.dev.documents:
+        if not self.dev.documents:
             return self
+        if isinstance(self.train, StoredPart):
+            train = replace(
+                self.train, end=self.train.end + self.dev.num_bytes,
+                num_chars=self.train.num_chars + self.dev.num_chars,
+            )  # fmt: skip
+            return replace(self, train=train, dev=Part(()))
         documents, more = list(self.train.documents), list(self.dev.documents)
         if self.dev.continues:
             documents[-1] = replace(documents[-1], text=documents[-1].text + more.pop(0).text)
-        train = Part((*documents, *more), self.train.continues)
-        return replace(self, train=train, dev=Part((), self.dev.continues))
+        train_part = Part((*documents, *more), self.train.continues)
+        return replace(self, train=train_part, dev=Part((), self.dev.continues))
+
+    def sampled(self, chars: int, seed: int) -> Corpus:
+        """The same text with a sample for the training part: stretches spread over it, at places drawn by a seed.
+
+        The training part is cut into equal sections, and from each comes one stretch that lies anywhere in it; the
+        last one ends where the training part ends, so that what follows still does. A stretch is a document.
+
+        Args:
+            chars: about how many characters to keep.
+            seed: of where the stretches lie.
+        """
+        share = chars / self.train.num_chars
+        if share >= 1:
+            return self
+        sections = max(1, min(_MOST_STRETCHES, chars // _STRETCH_CHARS))
+        slack_K = np.random.default_rng(seed).random(sections) * (1 - share)
+        slack_K[-1] = 1 - share
+        places = [((k + slack) / sections, (k + slack + share) / sections) for k, slack in enumerate(slack_K.tolist())]
+        documents = self.train.stretches([*places[:-1], (places[-1][0], 1.0)])
+        if not documents:  # a text of many megabytes without a place to cut it
+            return self
+        return replace(self, train=Part(documents), sampled_from=self.train.num_chars)
 
     def training_text(self, tokenizer: str, notice: Callable[[str], None] = lambda line: None) -> str:
         """What a tokenizer of this name is made from: the training part, or of a long one what is enough."""
         if isinstance(self.train, Part):
-            return self.train.text
+            # Characters and known tokens are looked for everywhere; pairs that occur often are found in a part too.
+            short = tokenizer != "bpe" or self.train.num_chars <= _SAMPLE_CHARS
+            return self.train.text if short else self.sampled(_SAMPLE_CHARS, 0).train.head(2 * _SAMPLE_CHARS)
         if tokenizer in ("char", "char-plain"):
             return self.train.alphabet()
         if tokenizer == "byte":
@@ -234,7 +279,8 @@ def read_corpus(
             f"{', '.join(map(str, sources))}: {train.num_chars} characters to learn from, besides those held out, are "
             f"too few; {MIN_TRAIN_CHARS} are the least, and a good model wants 100,000 or more"
         )
-    return Corpus("+".join(map(str, sources)), train, dev, val, *describe(found, config), config.val is None)
+    corpus = Corpus("+".join(map(str, sources)), train, dev, val, *describe(found, config), config.val is None)
+    return corpus if config.sample_chars is None else corpus.sampled(config.sample_chars, config.sample_seed)
 
 
 def _read(found: Sequence[Source], config: CorpusConfig, notice: Callable[[str], None]) -> Part | StoredPart:
@@ -269,6 +315,14 @@ def _room() -> Iterator[None]:
         raise CorpusError(
             f"the cache {cache_dir()} cannot be written: {error.strerror or error}; TEXTLSTM_CACHE names another one"
         ) from error
+
+
+def _line_begin(text: str, place: int) -> int:
+    """The first begin of a line at or behind a place; the place itself where lines are very long."""
+    if place <= 0 or place >= len(text):
+        return min(max(0, place), len(text))
+    found = text.find("\n", place - 1, place + _LONG_LINE)
+    return place if found < 0 else found + 1
 
 
 def _share(part: Part | StoredPart, fraction: float) -> int:

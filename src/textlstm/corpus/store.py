@@ -155,6 +155,15 @@ class StoredPart:
         cuts = [(self._cut(self.start + k * step) if k else self.start) for k in range(number)]
         return "".join(bytes_to_text(self.store.read(a, self._cut(min(a + size, self.end)))) for a in cuts)
 
+    def stretches(self, places: Sequence[tuple[float, float]]) -> tuple[Document, ...]:
+        """What lies between some places, given as shares of the part; each is moved on to where it may be cut."""
+        found: list[Document] = []
+        for place, end in places:
+            first, last = (self._cut(self.start + round(share * self.num_bytes)) for share in (place, end))
+            spans = self.spans(first, last) if first < last else []
+            found += [Document("", bytes_to_text(self.store.read(a, b))) for a, b, _ in spans]
+        return tuple(found)
+
     def head(self, chars: int) -> str:
         """Its first characters."""
         return bytes_to_text(self.store.read(self.start, min(self.end, self.start + 4 * chars)))[:chars]
