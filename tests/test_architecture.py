@@ -29,6 +29,7 @@ LAYERS = (
     {"generation", "view", "report", "export"},
     {"coding", "novelty", "inspection", "scoring", "learning"},
     {"model"},
+    {"planning"},
     {"run", "interactive", "server"},
     {"api", "bench", "tune"},
     {"cli"},
@@ -38,7 +39,7 @@ LAYERS = (
 EXCEPTIONS = {("config", "errors")}
 MAY_IMPORT_TORCH = {
     "network", "network.losses", "network.recurrence", "legacy", "trainer", "trainer.speed", "trainer.device",
-    "trainer.distributed", "trainer.launch", "engine.torch", "run", "export.modeling_textlstm",
+    "trainer.distributed", "trainer.launch", "engine.torch", "planning", "run", "export.modeling_textlstm",
     "learning.dynamic", "learning.engine",
 }  # fmt: skip
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

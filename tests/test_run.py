@@ -746,6 +746,7 @@ def test_minutes_plan_a_run(book, tmp_path):
     )
     assert len(config["reasons"]) == 4 and "2 x 16 LSTM" in config["reasons"][1]
     assert config["train"]["lr"] == 1e-2
+    assert config["predicted"] is None and result.predicted is None  # the law is of sizes that the rule chooses
 
 
 def test_short_plan_learns_from_all_text_and_shows_the_held_out(tmp_path):

@@ -19,13 +19,13 @@ The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of t
 
 from __future__ import annotations
 
+import bz2
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 USUAL_SHARE = 0.6  # of the peak rate that training reaches, for the first guess of the size
-_BESIDES = 0.07  # share of the time for looks, samples, checkpoints and the start
 _CHARS_PER_TOKEN = {512: 2.0, 1024: 2.4, 2048: 2.8, 4096: 3.2}  # English, own BPE
 
 
@@ -37,11 +37,13 @@ class Proposal:
         model: settings of ModelConfig.
         train: settings of TrainConfig, without steps.
         development: whether a development part should pick the best weights.
+        tokens_read: how many tokens the run will read, about.
     """
 
     model: Mapping[str, Any]
     train: Mapping[str, Any]
     development: bool
+    tokens_read: float
 
 
 def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -> Proposal:
@@ -55,12 +57,12 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
     """
     vocab = int(fixed.get("vocab_size", next((v for v, most in _VOCABULARIES if chars < most), 4096)))
     operations = seconds * peak * USUAL_SHARE
-    wanted = math.sqrt(operations / 7.2)
+    tokens = chars / chars_per_token(vocab)
+    wanted = _soft_minimum(math.sqrt(operations / 7.2), _PARAMS_PER_TOKEN * tokens)
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
     tokens_read = operations / (6 * _params(hidden, vocab))
-    tokens = chars / min(_CHARS_PER_TOKEN.items(), key=lambda item: abs(item[0] - vocab))[1]
     epochs = tokens_read / max(1.0, tokens)
-    d = round(min(0.4, max(0.0, 0.11 * math.log2(max(1.0, epochs / 4.5)))), 3)
+    d = round(min(_MOST_DROPOUT, max(0.0, 0.11 * math.log2(max(1.0, epochs / 4.5)))), 3)
     batch, length = next(
         sizes
         for most_tokens, most_operations, sizes in _BATCHES
@@ -71,8 +73,9 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
         "vocab_size": vocab,
         "embed_size": hidden,
         "hidden_size": hidden,
+        "embed_dropout": round(max(0.0, 0.4 * (d - 0.2)), 3),
         "input_dropout": d,
-        "layer_dropout": round(d + 0.05, 3),
+        "layer_dropout": round(0.05 + 0.75 * d, 3),
         "output_dropout": round(d + 0.1, 3),
         "weight_dropout": d,
     }
@@ -83,10 +86,12 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
         "weight_decay": max(0.1, d),
         "ema": averaging(steps),
     }
-    return Proposal(model, train, epochs > _MOST_EPOCHS_WITHOUT_DEVELOPMENT)
+    return Proposal(model, train, epochs > _MOST_EPOCHS_WITHOUT_DEVELOPMENT, tokens_read)
 
 
 _VOCABULARIES = ((512, 200_000), (1024, 3_000_000), (2048, 30_000_000))
+_PARAMS_PER_TOKEN = 18  # of text: 2 x 640 for a million characters
+_MOST_DROPOUT = 0.45
 _MOST_EPOCHS_WITHOUT_DEVELOPMENT = 40
 _WIDTHS = (128, *range(192, 1025, 64), 1280, 1536)
 # Tokens of text below, operations up to: 3e14 are about 20 minutes of two cores. Only short runs were swept so far.
@@ -96,6 +101,16 @@ _BATCHES = (
     (math.inf, 3e14, (12, 64)),
     (math.inf, math.inf, (16, 64)),
 )
+
+
+def chars_per_token(vocab: int) -> float:
+    """Characters per token of the nearest vocabulary whose rate is known."""
+    return min(_CHARS_PER_TOKEN.items(), key=lambda item: abs(item[0] - vocab))[1]
+
+
+def _soft_minimum(one: float, other: float) -> float:
+    """The smaller of two numbers where they differ much, and less than both where they are near each other."""
+    return float((one**-4 + other**-4) ** -0.25)
 
 
 def _params(hidden: int, vocab: int) -> int:
@@ -108,12 +123,108 @@ def averaging(steps: float) -> float:
     return round(min(0.999, max(0.9, 1 - 12 / steps)), 4)
 
 
-def steps_within(seconds: float, per_step: float, final: float) -> int:
+def most_held_out(seconds: float, peak: float) -> int:
+    """How many characters to hold out at most, so that scoring them takes no more than a seventh of the time.
+
+    One of four numbers, so that the same machine holds out the same text twice. 200,000 are always allowed.
+
+    Args:
+        seconds: the whole time.
+        peak: the machine's rate, in floating-point operations per second.
+    """
+    params = math.sqrt(0.85 * seconds * peak * USUAL_SHARE / 7.2)
+    per_char = (2 * params / (_SCORING_SHARE * peak) + 2e-5) / chars_per_token(2048)
+    return next((chars for chars in (2_000_000, 1_000_000, 500_000) if chars * per_char < seconds / 7), 200_000)
+
+
+_SCORING_SHARE = 0.05  # of the peak rate that one lane reaches
+
+
+def sample_size(chars: int, seconds: float, encoding: float, wanted: float) -> int | None:
+    """How many characters of a long text to learn from; None is all of them.
+
+    All where it costs less than a twentieth of the time to make a tokenizer and to encode; else a quarter more than
+    the run will read, since the rest would never be looked at.
+
+    Args:
+        chars: length of the training text.
+        seconds: the whole time.
+        encoding: seconds per character to encode.
+        wanted: characters that the run will read.
+    """
+    preparing = encoding * (chars + 2 * min(chars, _TOKENIZER_CHARS))  # making takes twice as long as encoding
+    sample = max(LEAST_SAMPLE, int(1.25 * wanted))
+    return sample if preparing > 0.05 * seconds and sample < chars else None
+
+
+_TOKENIZER_CHARS = 10_000_000
+LEAST_SAMPLE = 1_000_000
+
+
+def steps_within(
+    seconds: float,
+    per_step: float,
+    final: float,
+    look: float = 0.0,
+    save: float = 0.0,
+    looks: int = 20,
+    apart: int = 25,
+) -> int:
     """Number of steps that fit.
 
     Args:
         seconds: time left for everything.
         per_step: seconds per step.
         final: seconds that the final score takes.
+        look: seconds per look at the development part, sample and files included.
+        save: seconds per checkpoint, one with every second look.
+        looks, apart: how many looks a run takes, unless they come nearer to each other than so many steps.
     """
-    return max(1, int((seconds - final) * (1 - _BESIDES) / per_step))
+    left, besides, step = seconds - final - save, look + save / 2, per_step * (1 + _SMALL_THINGS)
+    few, many = left / (step + besides / apart), (left - looks * besides) / step
+    return max(1, int(max(few, many)))
+
+
+_SMALL_THINGS = 0.03  # share of a step's time that goes into the log, the screen and the memory
+
+
+def anchor(text: str) -> float:
+    """Nats per character that bzip2 takes for the beginning of a text: how hard a text it is, told in no time."""
+    begin = text[:_ANCHOR_CHARS]
+    return 8 * math.log(2) * len(bz2.compress(begin.encode("utf-8", "surrogateescape"))) / max(1, len(begin))
+
+
+_ANCHOR_CHARS = 100_000
+
+
+@dataclass(frozen=True)
+class Law:
+    """Loss = anchor x (floor + compute x (C / 1e13)^-alpha + text x (N / 1e5)^-beta).
+
+    What remains of a text that no training could tell, what more training would tell, and what more text would.
+    """
+
+    floor: float
+    compute: float
+    alpha: float
+    text: float
+    beta: float
+
+
+#: Fitted by `benchmarks/quality/law.py` to `benchmarks/results/law.jsonl`.
+LAW = Law(0.6, 0.1, 0.4, 0.1, 0.4)
+
+
+def predict(operations: float, chars: int, vocab: int, anchor: float, law: Law = LAW) -> float:
+    """The loss that a run of the rule ends with, in nats per character of the held-out text.
+
+    Args:
+        operations: C, floating-point operations of all training steps.
+        chars: length of the training text, N tokens of it.
+        vocab: ids.
+        anchor: of the text, as `anchor` gives it.
+        law: the numbers.
+    """
+    tokens = chars / chars_per_token(vocab)
+    missed = law.compute * (operations / 1e13) ** -law.alpha + law.text * (tokens / 1e5) ** -law.beta
+    return float(anchor * (law.floor + missed))

@@ -191,10 +191,13 @@ def demo(minutes: float, out: Path | None, seed: int, as_json: bool, quiet: bool
     textlstm demo
     textlstm demo --minutes 10
     """
+    started = time.perf_counter()
     from textlstm.run import Request, free_run_folder
 
     out = free_run_folder("demo") if out is None else out
-    request = Request(["tiny-shakespeare"], out, minutes, settings={"seed": seed}, command=_command_line())
+    request = Request(
+        ["tiny-shakespeare"], out, minutes, settings={"seed": seed}, command=_command_line(), started=started
+    )
     result = _train(request, quiet)
     if as_json:
         _print_json(result.to_dict())
@@ -272,6 +275,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     textlstm train sonnets.txt --init-from shakespeare   fine-tune
     textlstm train big/ --processes 4 --minutes 600      several processes; several hosts: torchrun -m textlstm train
     """
+    started = time.perf_counter()
     from textlstm.run import Request
 
     stored = {} if (path := values.pop("config")) is None else read_settings(path)
@@ -284,7 +288,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     if values["workers"] is None:
         values["workers"] = min(8, os.cpu_count() or 1)
     processes, restarts, rank = values.pop("processes"), values.pop("restarts"), int(os.environ.get("RANK", "0"))
-    request = Request(steps=steps, settings=settings, command=_command_line(), **values)
+    request = Request(steps=steps, settings=settings, command=_command_line(), started=started, **values)
     if processes > 1 and "WORLD_SIZE" not in os.environ:
         from textlstm.run import run_folder
         from textlstm.trainer.launch import launch

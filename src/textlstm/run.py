@@ -12,6 +12,7 @@ RUN/novelty.svg          how much of what it wrote is copied from the training t
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import math
@@ -33,19 +34,18 @@ from typing import Any
 
 import numpy as np
 
-from textlstm import autopilot, metrics
-from textlstm.config import PRESETS, CorpusConfig, ModelConfig, SamplingConfig, TrainConfig
+from textlstm import metrics
+from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, LaneReader, Part, Rows, Tokens, absolute, cache_dir, read_corpus, steps_per_epoch
 from textlstm.corpus.sources import ROWS
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import ConfigError, Interrupted, MissingExtraError, ModelFileError, RunError, UsageError
 from textlstm.files import append_whole, insist, sync_file, write_atomically
-from textlstm.generation import Limits
 from textlstm.learning import measure
-from textlstm.model import Model
 from textlstm.model_file import ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
 from textlstm.novelty import RUN_LENGTHS, CopyMeter, SuffixIndex
+from textlstm.planning import SAMPLE_CHARS, SAMPLES, SHOWN_TOKENS, Plan, lighter, portions, samples_of
 from textlstm.registry import MODEL_FILE, find_model
 from textlstm.scoring.parts import score_held_out
 from textlstm.tokenizer import Tokenizer, absolute_name, bytes_to_text, from_json, make_tokenizer
@@ -53,14 +53,12 @@ from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, 
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step, save_checkpoint
 from textlstm.trainer.device import choose_device, deterministic
 from textlstm.trainer.distributed import Group, joined
-from textlstm.trainer.speed import measure_reading, measure_step, sgemm_peak
+from textlstm.trainer.speed import sgemm_peak
 from textlstm.view import Facts, View, loss_svg, novelty_svg
 
 DEFAULT_MINUTES = 3.0
 GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny Shakespeare
 ORIGINAL_SPLIT_CHARS = 104_217
-_SAMPLE_CHARS, _SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
-_SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
 _FEW_STEPS = 100
 _COUNTED_TOKENS = 1 << 22  # of a long text, for the cost of guessing by frequency
 
@@ -83,6 +81,7 @@ class Request:
         workers: processes that encode a long text.
         device: where to train, one of `DEVICES`.
         deterministic: on a GPU, use only algorithms that give the same bits every time.
+        started: when the clock of `minutes` began, by `time.perf_counter`; None is now. A command's imports count.
     """
 
     sources: Sequence[str | Rows]
@@ -100,6 +99,7 @@ class Request:
     workers: int = 1
     device: str = "auto"
     deterministic: bool = False
+    started: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class Result:
         steps, seconds, train_chars, params: how much was done, and of what size.
         val: score of the held-out text, as JSON values; None where nothing was held out.
         seconds_to_loss: from the start of the process; None if not asked or never reached.
+        predicted: the score of the held-out text that was predicted before the run, in nats per character.
     """
 
     model: Path
@@ -122,6 +123,7 @@ class Result:
     params: int
     val: Mapping[str, Any] | None
     seconds_to_loss: float | None = None
+    predicted: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -139,6 +141,7 @@ class Setup:
         reasons: why `--minutes` chose what it chose.
         init_from, init_sha256: the model begun from, and the hash of its tensors.
         asked: the lengths, preset and target that were asked for, those of them that were.
+        predicted: nats per character of the held-out text that `--minutes` expects; None where it cannot tell.
     """
 
     sources: Sequence[str]
@@ -150,6 +153,7 @@ class Setup:
     init_from: str | None
     init_sha256: str | None
     asked: Mapping[str, Any]
+    predicted: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -164,6 +168,7 @@ class Setup:
             "init_from": self.init_from,
             "init_sha256": self.init_sha256,
             "asked": dict(self.asked),
+            "predicted": self.predicted,
         }
 
     @classmethod
@@ -179,6 +184,7 @@ class Setup:
             values["init_from"],
             values.get("init_sha256"),
             dict(values.get("asked", {})),
+            values.get("predicted"),
         )
 
     @classmethod
@@ -226,7 +232,8 @@ def train(request: Request, view: View | None = None) -> Result:
     try:
         with deterministic(request.deterministic), joined() as group:
             run = _train if group.rank == 0 else _follow
-            return run(request, View() if view is None else view, time.perf_counter(), group)
+            started = time.perf_counter() if request.started is None else request.started
+            return run(request, View() if view is None else view, started, group)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -384,7 +391,8 @@ def _with_absolute_val(config: CorpusConfig) -> CorpusConfig:
 def _asked(request: Request) -> dict[str, Any]:
     """What `config.json` remembers of a request besides its settings."""
     asked = {name: getattr(request, name) for name in ("minutes", "epochs", "preset", "time_to_loss")}
-    asked["vocab_size"] = request.settings.get("vocab_size")  # a short text has fewer pairs than were asked for
+    for name in ("vocab_size", "accumulate"):  # a short text has fewer pairs, a small memory wants smaller portions
+        asked[name] = request.settings.get(name)
     return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -439,22 +447,20 @@ def _plan(
     if initial is not None:
         for_model = _shape_of(initial, for_model, for_train)
     ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)  # impossible values, before a long text is read
+    device = choose_device(request.device, for_train.get("precision", TrainConfig.precision), view.notice)
+    minutes = _minutes_of(request, preset)
+    plan: Plan | None = None
+    if minutes is not None:
+        plan = Plan(minutes, started, device, view.notice)
+        for_corpus.setdefault("max_val_chars", plan.most_held_out)
     corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
     if request.time_to_loss is not None and not corpus.val.num_chars:
         raise UsageError("--time-to-loss needs a held-out text; leave out --val-fraction 0")
     view.notice(
         f"text: {corpus.train.num_chars + corpus.dev.num_chars:,} characters, held out {corpus.val.num_chars:,}"
     )
-    device = choose_device(request.device, for_train.get("precision", TrainConfig.precision), view.notice)
-    minutes = _minutes_of(request, preset)
-    reasons: list[str] = []
-    if minutes is not None:
-        view.notice("measuring this machine ...")
-        peak = sgemm_peak(device)
-        proposal = autopilot.propose(60 * minutes * 0.85, corpus.train.num_chars, peak, for_model)
-        for_model, for_train = {**proposal.model, **for_model}, {**proposal.train, **for_train}
-        if not proposal.development and not for_corpus.keys() & {"dev_fraction", "max_dev_chars"}:
-            corpus, for_corpus["dev_fraction"] = corpus.without_dev(), 0.0
+    if plan is not None:
+        corpus = plan.choose(corpus, for_corpus, for_model, for_train, initial)
     if initial is not None:
         tokenizer = initial.tokenizer
     else:
@@ -467,9 +473,8 @@ def _plan(
     if request.steps is not None:
         for_train["steps"] = request.steps
     train = TrainConfig.from_dict(for_train)
-    if minutes is not None:
-        steps, why = _steps_for(minutes, model, train, corpus, tokenizer, started, peak, device)
-        train, reasons = train.replace(steps=steps), why
+    if plan is not None:
+        train = plan.count_steps(model, train, corpus, tokenizer)
     elif request.epochs is not None:
         tokens = len(corpus.encode(tokenizer, model.boundary_id, request.workers, view.notice).train)
         per_epoch = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
@@ -482,10 +487,11 @@ def _plan(
         model,
         train,
         corpus.fingerprint,
-        reasons,
+        [] if plan is None else plan.reasons,
         None if request.init_from is None else _absolute_model(request.init_from),
         None if initial is None else initial.sha256,
         _asked(request) | ({} if minutes is None else {"minutes": minutes}),
+        None if plan is None else plan.predicted,
     )
     return setup, corpus, tokenizer, device
 
@@ -495,32 +501,6 @@ def _minutes_of(request: Request, preset: Mapping[str, Mapping[str, Any]]) -> fl
     if request.steps is not None or request.epochs is not None or "steps" in preset["train"]:
         return request.minutes
     return DEFAULT_MINUTES if request.minutes is None else request.minutes
-
-
-def _steps_for(
-    minutes: float, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, started: float,
-    peak: float, device: str,
-) -> tuple[int, list[str]]:  # fmt: skip
-    per_step = measure_step(model, train, device, seconds=min(2.0, 2 * minutes))
-    head = corpus.train.head(100_000)
-    chars_per_token = len(head) / max(1, len(tokenizer.encode(head)))
-    final = measure_reading(model, device) * corpus.val.num_chars / chars_per_token
-    left = 60 * minutes - (time.perf_counter() - started)
-    steps = autopilot.steps_within(left, per_step, final)
-    tokens = corpus.train.num_chars / chars_per_token
-    epochs = steps / steps_per_epoch(int(tokens), train.batch_size, train.seq_len, train.jitter)
-    rate = train.batch_size * train.seq_len / per_step
-    reasons = [
-        f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token): suits "
-        f"{corpus.train.num_chars:,} characters",
-        f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters: fits {minutes:g} min at "
-        f"{peak / 1e9:.0f} GFLOP/s sgemm peak",
-        f"{steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {epochs:.1f} epochs: {rate:,.0f} tokens/s "
-        "measured",
-        f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
-        f"{model.weight_dropout:g}",
-    ]
-    return steps, reasons
 
 
 def _check_same(setup: Setup, request: Request, folder: Path) -> None:
@@ -681,6 +661,7 @@ class Run:
         self._told_late = False
         self._failing: set[str] = set()  # what could not be written the last time
         self._unwritten: tuple[Weights, Mapping[str, Any]] | None = None  # a model that the disk has not taken yet
+        self._lightened = False  # memory ran out here, and training went on in smaller portions
         self._unsaved: str | None = None  # why the last checkpoint could not be written
 
     @property
@@ -702,6 +683,42 @@ class Run:
                 "tokenizer": self.tokenizer.to_json(),
             }
             self.group.share(json.dumps({**message, "resumed": checkpoint is not None}).encode())
+        while True:
+            try:
+                trainer, reason = self._trained(checkpoint, initial)
+                break
+            except (MemoryError, RuntimeError) as error:
+                smaller = lighter(self.setup.train) if is_out_of_memory(error) and self.group.size == 1 else None
+                if smaller is None:
+                    raise
+            checkpoint = self._go_on_with(smaller)  # here the failed trainer is gone
+        if reason is not None:
+            self._interrupted(trainer)
+        result = self._finish(trainer)
+        self.group.share(json.dumps({"result": result.to_dict()}).encode())
+        return result
+
+    def _go_on_with(self, train: TrainConfig) -> Checkpoint | None:
+        """Changes the configuration of a run whose memory ran out; the checkpoint to go on from, if there is one.
+
+        The steps stay the same, up to rounding, so that checkpoints of before fit; from here on they follow from
+        `config.json` again.
+        """
+        gc.collect()
+        self._lightened = True
+        self.setup = dataclasses.replace(self.setup, train=train)
+        insist(
+            lambda: write_atomically(self.folder / "config.json", json.dumps(self.setup.to_dict(), indent=1).encode())
+        )
+        checkpoint = load_newest(self.folder / "checkpoints", self.view.notice)
+        where = "the beginning" if checkpoint is None else f"step {checkpoint.step}"
+        self.view.notice(f"memory ran out; going on from {where}: {portions(train)}")
+        self.train_curve.clear()
+        self.dev_curve.clear()
+        return checkpoint
+
+    def _trained(self, checkpoint: Checkpoint | None, initial: ModelFile | None) -> tuple[Trainer, str | None]:
+        """Trains from a checkpoint or the beginning; the trainer, and why it was stopped, if it was."""
         trainer = self._trainer(initial)
         if self.group.size > 1:
             self.group.share_checkpoint(trainer.checkpoint() if checkpoint is None else checkpoint)
@@ -722,12 +739,7 @@ class Run:
             reached=self._reached,
         )
         with self._signals:
-            reason = trainer.run(callbacks)
-        if reason is not None:
-            self._interrupted(trainer)
-        result = self._finish(trainer)
-        self.group.share(json.dumps({"result": result.to_dict()}).encode())
-        return result
+            return trainer, trainer.run(callbacks)
 
     def follow(self, resumed: bool) -> None:
         """Trains as one of the ranks that write nothing."""
@@ -747,7 +759,7 @@ class Run:
             self.view.notice(f"the text is short: {reader.batch_size} lanes instead of {train.batch_size}")
         dev = development(self.corpus, self.tokens)
         if dev is None and len(self.tokens.val) and self.corpus.val_follows:
-            ids = self.tokens.val[:_SHOWN_TOKENS]
+            ids = self.tokens.val[:SHOWN_TOKENS]
             data = self.tokenizer.decode_bytes(ids[ids < self.tokenizer.vocab_size].tolist())
             before = self.tokens.train[-metrics.WARM_UP :]
             dev = Development(ids, before, max(1, len(bytes_to_text(data))), max(1, len(data)), chooses=False)
@@ -846,12 +858,7 @@ class Run:
             )
 
     def _samples(self, network: RecurrentLM) -> list[str]:
-        model = Model(ModelFile(self.setup.model, self.tokenizer, weights_of(network), {}, ""))
-        number = 1 if self._copies is None else _SAMPLES
-        writers = model.writers(number, SamplingConfig(), Limits(max_chars=_SAMPLE_CHARS), seed=0)
-        for _ in model.write("", writers):
-            pass
-        return [writer.text for writer in writers]
+        return samples_of(network, self.tokenizer, 1 if self._copies is None else SAMPLES)
 
     @cached_property
     def _copies(self) -> CopyMeter | None:
@@ -862,7 +869,7 @@ class Run:
             return None
         human = self.corpus.dev.text if self.chooses else self.corpus.val.text
         try:
-            return CopyMeter(SuffixIndex.of_texts(d.text for d in train.documents), human, _SAMPLE_CHARS)
+            return CopyMeter(SuffixIndex.of_texts(d.text for d in train.documents), human, SAMPLE_CHARS)
         except (MissingExtraError, OSError):  # nobody asked for it, and a cache without room stops no run
             return None
 
@@ -928,7 +935,8 @@ class Run:
 
     def _rewind(self, checkpoint: Checkpoint) -> None:
         """Cuts log and samples back to where the checkpoint was taken, and takes up the curves."""
-        self.seconds_before = checkpoint.values["seconds"]
+        if not self._lightened:  # else the clock of this process has counted them already
+            self.seconds_before = checkpoint.values["seconds"]
         self.best_step = checkpoint.values["best_step"]
         self.seconds_to_loss = checkpoint.values.get("seconds_to_loss")
         for name, size in checkpoint.values["sizes"].items():
@@ -979,6 +987,7 @@ class Run:
                 "train_chars": corpus.train.num_chars,
                 "dev_chars": corpus.dev.num_chars,
                 "val_chars": corpus.val.num_chars,
+                **({} if corpus.sampled_from is None else {"train_chars_sampled_from": corpus.sampled_from}),
             },
             "chosen_by": "lowest loss on the development part" if corpus.dev.num_chars else "end of the run",
             "step": step,
@@ -1034,6 +1043,12 @@ class Run:
             if self.corpus.canonical and score.chars == ORIGINAL_SPLIT_CHARS:
                 val["nats_per_gpt2_token"] = score.nats / GPT2_TOKENS_OF_ORIGINAL_SPLIT
             self.view.score(score)
+            if self.setup.predicted is not None:
+                off = self.setup.predicted / score.nats_per_char - 1
+                self.view.notice(
+                    f"predicted before it began: {self.setup.predicted:.3f} nats per character, {abs(off):.1%} too "
+                    + ("high" if off > 0 else "low")
+                )
         scores = {**file.card["scores"], **({"val": val} if val else {})}
         card = {**file.card, "scores": scores, "seconds": round(self.seconds, 3)}
         statistics = measure(file, self.tokens.train)  # what `--learn` will go by
@@ -1045,6 +1060,7 @@ class Run:
             "params": self.setup.model.num_params,
             "val": val,
             "seconds_to_loss": self.seconds_to_loss,
+            "predicted": self.setup.predicted,
         }
         append_whole(self.folder / "log.jsonl", json.dumps(_finite({"event": "end", "result": values})) + "\n")
         return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)

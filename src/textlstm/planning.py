@@ -1,0 +1,199 @@
+"""A run planned for a time: the machine and the text are measured, and the rule of `textlstm.autopilot` decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from textlstm import autopilot, metrics
+from textlstm.config import ModelConfig, SamplingConfig, TrainConfig
+from textlstm.corpus import Corpus, steps_per_epoch
+from textlstm.generation import Limits
+from textlstm.model import Model
+from textlstm.model_file import ModelFile
+from textlstm.network import RecurrentLM
+from textlstm.tokenizer import Tokenizer, make_tokenizer
+from textlstm.trainer import is_out_of_memory, weights_of
+from textlstm.trainer.speed import measure_reading, measure_step, sgemm_peak
+
+SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
+SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
+_WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
+
+
+class Plan:
+    """What `--minutes` decides: `textlstm.autopilot` has the rule, here the machine and the text are measured for it.
+
+    Args:
+        minutes: the time asked for.
+        started: when it began.
+        device: where to train.
+        notice: told what takes a while, and what was done differently than asked.
+
+    Attributes:
+        reasons: what was chosen, and why, after the steps were counted.
+        predicted: nats per character of the held-out text that the run should end with; None where nobody knows.
+    """
+
+    def __init__(self, minutes: float, started: float, device: str, notice: Callable[[str], None]) -> None:
+        self.minutes, self.device, self.notice = minutes, device, notice
+        self._end = started + 60 * minutes
+        notice("measuring this machine ...")
+        self._peak = sgemm_peak(self.device)
+        self.reasons: list[str] = []
+        self.predicted: float | None = None
+        self._by_rule = True
+
+    @property
+    def most_held_out(self) -> int:
+        """Characters to hold out at most."""
+        return autopilot.most_held_out(60 * self.minutes, self._peak)
+
+    @property
+    def _left(self) -> float:
+        """Seconds until the time is over; never so few that nothing could be planned."""
+        return max(6 * self.minutes, self._end - time.perf_counter())
+
+    def choose(
+        self, corpus: Corpus, for_corpus: dict[str, Any], for_model: dict[str, Any], for_train: dict[str, Any],
+        initial: ModelFile | None,
+    ) -> Corpus:  # fmt: skip
+        """Chooses what the user did not.
+
+        Args:
+            corpus: the text.
+            for_corpus, for_model, for_train: settings of the user and of a preset; what is chosen is put among them.
+            initial: the model that the run begins from.
+
+        Returns:
+            The text to learn from: without a development part, or a sample, if that was chosen.
+        """
+        fixed, chars, self._by_rule = dict(for_model), corpus.train.num_chars, not for_model
+        proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed)
+        sample = None
+        if "sample_chars" not in for_corpus:
+            name = for_train.get("tokenizer", TrainConfig.tokenizer)
+            sample = self._sample(corpus, proposal, name, initial)
+        if sample is not None:
+            for_corpus |= {"sample_chars": sample, "sample_seed": int(for_train.get("seed", 0))}
+            proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed)
+        for chosen, settings in ((proposal.model, for_model), (proposal.train, for_train)):
+            for key, value in chosen.items():
+                settings.setdefault(key, value)
+        if not proposal.development and not for_corpus.keys() & {"dev_fraction", "max_dev_chars"}:
+            corpus, for_corpus["dev_fraction"] = corpus.without_dev(), 0.0
+        if sample is None:
+            return corpus
+        sampled = corpus.sampled(sample, for_corpus["sample_seed"])
+        told = (
+            f"encoding all {corpus.train.num_chars:,} characters would take too much of the time: learning from "
+            f"{sampled.train.num_chars:,} of them, a quarter more than {self.minutes:g} min can read, in stretches "
+            f"spread over the text (seed {for_corpus['sample_seed']}; --sample-chars sets how many)"
+        )
+        self.notice(told)
+        self.reasons.append(told)
+        return sampled
+
+    def _sample(
+        self, corpus: Corpus, proposal: autopilot.Proposal, name: str, initial: ModelFile | None
+    ) -> int | None:
+        """How much of a long text to learn from, if not all."""
+        if corpus.train.num_chars <= autopilot.LEAST_SAMPLE:
+            return None
+        head, vocab = corpus.train.head(200_000), proposal.model["vocab_size"]
+        tokenizer = make_tokenizer(name, head, vocab - 1) if initial is None else initial.tokenizer
+        began = time.perf_counter()
+        tokens = len(tokenizer.encode(head))
+        per_char = (time.perf_counter() - began) / len(head)
+        wanted = proposal.tokens_read * len(head) / tokens
+        return autopilot.sample_size(corpus.train.num_chars, 60 * self.minutes, per_char, wanted)
+
+    def count_steps(self, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer) -> TrainConfig:
+        """Measures the machine with this configuration, and completes it by the number of steps that fit.
+
+        Args:
+            model, train: the configuration.
+            corpus, tokenizer: what it learns from.
+        """
+        device, minutes = self.device, self.minutes
+        head, began = corpus.train.head(100_000), time.perf_counter()
+        chars_per_token = len(head) / max(1, len(tokenizer.encode(head)))
+        encoding = (time.perf_counter() - began) / max(1, len(head)) * corpus.train.num_chars
+        train, per_step = self._measured(model, train)
+        final = measure_reading(model, device) * corpus.val.num_chars / chars_per_token
+        shown = len(corpus.dev.text) / chars_per_token if corpus.dev.num_chars else SHOWN_TOKENS
+        look = measure_reading(model, device, lanes=16, tokens=1024) * (shown + 16 * metrics.WARM_UP)
+        look += _sample_seconds(model, tokenizer)
+        save = 16 * model.num_params / _WRITTEN_PER_SECOND  # weights, two moments and the average, four bytes each
+        spacing = () if train.eval_every is None else (1 << 60, train.eval_every)
+        train = train.replace(
+            steps=autopilot.steps_within(self._left - encoding, per_step, final, look, save, *spacing)
+        )
+        tokens_read = train.steps * train.batch_size * train.seq_len
+        passes = steps_per_epoch(
+            int(corpus.train.num_chars / chars_per_token), train.batch_size, train.seq_len, train.jitter
+        )
+        if self._by_rule and tokenizer.kind == "bpe" and corpus.val.num_chars:
+            self.predicted = autopilot.predict(
+                3 * model.flops_per_token * tokens_read,
+                corpus.train.num_chars,
+                model.vocab_size,
+                autopilot.anchor(head),
+            )
+        self.reasons += [
+            f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token): suits "
+            f"{corpus.train.num_chars:,} characters",
+            f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters: fits {minutes:g} min at "
+            f"{self._peak / 1e9:.0f} GFLOP/s sgemm peak",
+            f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {train.steps / passes:.1f} "
+            f"epochs: {train.batch_size * train.seq_len / per_step:,.0f} tokens/s measured",
+            f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
+            f"{model.weight_dropout:g}, embedding dropout {model.embed_dropout:g}",
+        ]
+        if self.predicted is not None:
+            self.reasons.append(f"predicted: about {self.predicted:.2f} nats per character of the held-out text")
+        return train
+
+    def _measured(self, model: ModelConfig, train: TrainConfig) -> tuple[TrainConfig, float]:
+        """Seconds per step, and the configuration, its steps in smaller portions where memory runs out."""
+        while True:
+            try:
+                return train, measure_step(model, train, self.device, seconds=min(2.0, 2 * self.minutes))
+            except (MemoryError, RuntimeError) as error:
+                smaller = lighter(train) if is_out_of_memory(error) else None
+                if smaller is None:
+                    raise
+            train = smaller
+            self.notice(f"memory ran out; {portions(train)}")
+
+
+def samples_of(network: RecurrentLM, tokenizer: Tokenizer, number: int = SAMPLES) -> list[str]:
+    """Some texts of a network in training, written side by side."""
+    model = Model(ModelFile(network.config, tokenizer, weights_of(network), {}, ""))
+    writers = model.writers(number, SamplingConfig(), Limits(max_chars=SAMPLE_CHARS), seed=0)
+    for _ in model.write("", writers):
+        pass
+    return [writer.text for writer in writers]
+
+
+def _sample_seconds(model: ModelConfig, tokenizer: Tokenizer) -> float:
+    network = RecurrentLM(model, torch.Generator().manual_seed(0))
+    began = time.perf_counter()
+    samples_of(network, tokenizer)
+    return time.perf_counter() - began
+
+
+def lighter(train: TrainConfig) -> TrainConfig | None:
+    """The same steps in portions of half as many lanes, which take less memory; None where a portion is one lane."""
+    if train.accumulate >= train.batch_size:
+        return None
+    return train.replace(accumulate=min(train.batch_size, 2 * train.accumulate))
+
+
+def portions(train: TrainConfig) -> str:
+    """What a configuration in portions means, for people."""
+    lanes = -(-train.batch_size // train.accumulate)
+    return f"each step is computed in {train.accumulate} portions of at most {lanes} lanes from here on"

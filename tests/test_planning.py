@@ -1,0 +1,354 @@
+"""Runs planned for a time: against a simulated clock, with too little memory, and on a sample of a long text."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from textlstm import planning
+from textlstm.config import ModelConfig, TrainConfig
+from textlstm.corpus import read_corpus
+from textlstm.errors import Interrupted, RunError
+from textlstm.model_file import read_model
+from textlstm.planning import Plan, lighter
+from textlstm.run import Request, Setup, train
+from textlstm.tokenizer import ByteTokenizer
+from textlstm.trainer import Callbacks, Look, StepReport, Trainer
+from textlstm.trainer.distributed import Group
+from textlstm.view import View
+
+PLAIN = "the lamp of the small inn by the sea had been lit every night for longer than anyone could say. " * 2000
+TINY = {
+    "tokenizer": "byte", "embed_size": 12, "hidden_size": 16, "batch_size": 8, "seq_len": 16, "eval_every": 10,
+    "dev_fraction": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def book(tmp_path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text(PLAIN[:20_000])
+    return path
+
+
+# --- the time that a plan takes --------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A machine whose every piece of work takes a known time, and a clock that only this work moves.
+
+    Args:
+        peak: floating-point operations per second of matrix products.
+        share: of it that a training step reaches.
+    """
+
+    def __init__(self, peak: float, share: float) -> None:
+        self.peak, self.share, self.now = peak, share, 0.0
+
+    def work(self, seconds: float) -> float:
+        self.now += seconds
+        return seconds
+
+    def step(self, model: ModelConfig, train: TrainConfig) -> float:
+        operations = 3 * model.flops_per_token * train.batch_size * train.seq_len
+        return operations / (self.peak * self.share) + 1e-3
+
+    def token(self, model: ModelConfig, lanes: int) -> float:
+        return model.flops_per_token / (self.peak * (0.05 if lanes == 1 else 0.3)) + 2e-5 / lanes
+
+    def save(self, model: ModelConfig) -> float:
+        return 16 * model.num_params / 3e8 + 0.02
+
+
+class Clocked(Trainer):
+    """The true loop, in which steps, looks and checkpoints take time and compute nothing."""
+
+    def __init__(self, train: TrainConfig, step: float, look: float, save: float) -> None:
+        self.config, self._step, self._look_seconds, self._save = train, step, look, save
+        self.group, self.averaged, self.finished, self.step, self._stale = Group(), None, False, 0, 0
+        self.now = 0.0
+
+    def advance(self) -> StepReport:
+        self.step += 1
+        self.now += self._step
+        return StepReport(self.step, self.config.steps, 1.0, 1.0, 1, self._step, 0)
+
+    def _look(self) -> Look:
+        self.now += self._look_seconds
+        return Look(self.step, None, False, self._look_seconds)
+
+    def checkpoint(self) -> None:
+        self.now += self._save
+
+    def seconds(self) -> float:
+        """What `run` takes, counted: some plans have millions of steps."""
+        looks = -(-self.config.steps // self.look_every)
+        saves = -(-self.config.steps // self.checkpoint_every)
+        return self.config.steps * self._step + looks * self._look_seconds + saves * self._save
+
+
+@pytest.mark.parametrize("steps", [1, 7, 25, 26, 499, 500, 501, 1234])
+def test_the_simulated_loop_is_counted_right(steps):
+    loop = Clocked(TrainConfig(steps=steps, patience=0), 1.0, 1e3, 1e6)
+    loop.run(Callbacks())
+    assert loop.now == loop.seconds()
+
+
+@pytest.mark.parametrize("chars", [10_000, 1_000_000, 30_000_000, 1_000_000_000])
+@pytest.mark.parametrize("minutes", [0.5, 1, 3, 10, 30, 60, 100, 600])
+@pytest.mark.parametrize(("peak", "share"), [(4e11, 0.55), (6e10, 0.4), (5e12, 0.3)])
+def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, peak, share):
+    machine = Machine(peak, share)
+    encode, sample = 1 / 5e6, 0.2  # seconds per character, and per text written
+
+    class Timed(ByteTokenizer):
+        kind = "bpe"
+
+        def encode(self, text: str) -> np.ndarray:
+            machine.work(encode * len(text))
+            return np.zeros(len(text) * 2 // 5, dtype=np.int32)
+
+    def measured(model, train, device, seconds):
+        machine.work(seconds)
+        return machine.step(model, train)
+
+    def reading(model, device, tokens=512, lanes=1):
+        machine.work(2 * tokens * machine.token(model, lanes))
+        return machine.token(model, lanes)
+
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: machine.now))
+    monkeypatch.setattr(planning, "sgemm_peak", lambda device: machine.work(0.3) and peak)
+    monkeypatch.setattr(planning, "measure_step", measured)
+    monkeypatch.setattr(planning, "measure_reading", reading)
+    monkeypatch.setattr(planning, "_sample_seconds", lambda model, tokenizer: machine.work(sample))
+    monkeypatch.setattr(planning, "make_tokenizer", lambda name, text, size: Timed())
+
+    machine.work(3 + chars / 1e8)  # imports; reading, a hundred megabytes a second
+    if chars / 1e8 > 0.1 * 60 * minutes:
+        pytest.skip("the text cannot even be read in this time")
+    plan = Plan(minutes, 0.0, lambda line: None)
+    held_out = min(chars // 10, plan.most_held_out)
+    part = SimpleNamespace(num_chars=chars - held_out, head=lambda n: PLAIN[: min(n, chars)])
+
+    def sampled(number: int, seed: int):
+        return SimpleNamespace(**{**vars(corpus), "train": SimpleNamespace(**{**vars(part), "num_chars": number})})
+
+    corpus = SimpleNamespace(
+        train=part, val=SimpleNamespace(num_chars=held_out), dev=SimpleNamespace(num_chars=0), sampled=sampled
+    )
+    corpus.without_dev = lambda: corpus
+    settings: tuple[dict, dict, dict] = {}, {}, {}
+    chosen = plan.choose(corpus, *settings, None)
+    machine.work(3 * encode * min(chosen.train.num_chars, 10_000_000))  # the tokenizer
+    model, options = ModelConfig.from_dict(settings[1]), TrainConfig.from_dict(settings[2])
+    options = plan.count_steps(model, options, chosen, Timed())
+
+    machine.work(encode * chosen.train.num_chars + 1)
+    shown = (planning.SHOWN_TOKENS + 16 * 512) * machine.token(model, 16) + sample
+    machine.work(Clocked(options, machine.step(model, options), shown, machine.save(model)).seconds())
+    machine.work(held_out * 2 / 5 * machine.token(model, 1) + machine.save(model) / 4)
+    assert machine.now == pytest.approx(60 * minutes, rel=0.1)
+    assert ("sample_chars" in settings[0]) == (chosen is not corpus)
+
+
+# --- too little memory -----------------------------------------------------------------------------------------------
+
+
+OUT_OF_MEMORY = (
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+)
+
+
+def small_memory(monkeypatch, most_lanes: int, after: int, error: Exception) -> None:
+    """From a step on no portion of more lanes fits into memory."""
+    true = Trainer._gradients
+
+    def failing(self, batch, state):
+        if self.step >= after and -(-len(batch.x_BT) // self.config.accumulate) > most_lanes:
+            raise error
+        return true(self, batch, state)
+
+    monkeypatch.setattr(Trainer, "_gradients", failing)
+
+
+def told(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in read_model(folder / "model.safetensors").weights.items()}
+
+
+class Notices(View):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def notice(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("after", [0, 25])
+def test_a_run_without_memory_goes_on_in_portions(book, tmp_path, monkeypatch, error, after):
+    """From the last checkpoint, or the beginning; twice here: 8 lanes and 4 do not fit, 2 do."""
+    plain = train(Request([str(book)], tmp_path / "plain", steps=40, settings=TINY))
+    small_memory(monkeypatch, 2, after, error)
+    view = Notices()
+    result = train(Request([str(book)], tmp_path / "run", steps=40, settings=TINY), view)
+    assert (
+        result.steps == 40
+        and result.config["train"]["accumulate"] == told(tmp_path / "run")["train"]["accumulate"] == 4
+    )
+    where = "step 20" if after else "the beginning"
+    assert [line for line in view.lines if "memory ran out" in line] == [
+        f"memory ran out; going on from {where}: each step is computed in {k} portions of at most {8 // k} lanes from "
+        "here on"
+        for k in (2, 4)
+    ]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if line["event"] == "step"] == list(range(1, 41))  # none twice
+    # The same steps up to rounding, and nothing counted twice.
+    assert result.val["nats"] == pytest.approx(plain.val["nats"], rel=1e-4)
+    assert 0 < result.seconds < 600
+
+
+def test_after_memory_ran_out_a_run_is_reproducible(book, tmp_path, monkeypatch):
+    small_memory(monkeypatch, 4, 25, MemoryError())
+    request = Request([str(book)], tmp_path / "run", steps=40, settings=TINY)
+    train(request)
+    done = bits(tmp_path / "run")
+    # From the checkpoint that it went on from, with the configuration that it wrote; now there is memory enough.
+    monkeypatch.undo()
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(Interrupted):
+        train(Request([str(book)], tmp_path / "other", steps=40, settings=TINY), Stopping(20))
+    (tmp_path / "other" / "config.json").write_bytes((tmp_path / "run" / "config.json").read_bytes())
+    train(Request([], tmp_path / "other", resume=True))
+    assert bits(tmp_path / "other") == done
+    # The command that began it still means the same run.
+    assert train(Request([str(book)], tmp_path / "run", steps=40, settings=TINY, resume=True)).steps == 40
+
+
+class Stopping(View):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step(self, step: int, *rest) -> None:
+        if step == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_where_one_lane_does_not_fit_the_run_fails_as_before(book, tmp_path, monkeypatch):
+    small_memory(monkeypatch, 0, 15, MemoryError())
+    with pytest.raises(RunError, match=r"memory ran out .*; a smaller --batch-size"):
+        train(Request([str(book)], tmp_path / "run", steps=40, settings=TINY))
+    assert told(tmp_path / "run")["train"]["accumulate"] == 8
+
+
+def test_other_errors_are_no_lack_of_memory(book, tmp_path, monkeypatch):
+    small_memory(monkeypatch, 2, 5, RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        train(Request([str(book)], tmp_path / "run", steps=40, settings=TINY))
+    assert told(tmp_path / "run")["train"]["accumulate"] == 1
+
+
+def test_a_plan_finds_out_that_memory_is_small(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 12)
+    small_memory(monkeypatch, 4, 0, MemoryError())
+    view = Notices()
+    settings = {**TINY, "hidden_size": 16}
+    result = train(Request([str(book)], tmp_path / "run", minutes=0.01, settings=settings), view)
+    assert result.config["train"]["accumulate"] == 2
+    assert "memory ran out; each step is computed in 2 portions of at most 4 lanes from here on" in view.lines
+
+
+@pytest.mark.parametrize(("lanes", "portions"), [(1, []), (5, [2, 4, 5]), (8, [2, 4, 8])])
+def test_portions_are_halved_down_to_one_lane(lanes, portions):
+    found, config = [], TrainConfig(batch_size=lanes)
+    while (config := lighter(config)) is not None:
+        found.append(config.accumulate)
+    assert found == portions
+
+
+LIMITED = """
+import resource, sys, pathlib, torch
+from textlstm.run import Request, train
+from textlstm.view import View
+class Told(View):
+    def notice(self, line): print(line, flush=True)
+torch.set_num_threads(1)
+settings = {"tokenizer": "byte", "embed_size": 128, "hidden_size": 256, "batch_size": 64, "seq_len": 512,
+            "jitter": 0.0, "dev_fraction": 0.0, "val_fraction": 0.01}
+book, out = sys.argv[1:]
+train(Request([book], pathlib.Path(out + "-warm"), steps=1, settings={**settings, "batch_size": 1}), Told())
+size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 420_000_000,) * 2)
+print("steps", train(Request([book], pathlib.Path(out), steps=2, settings=settings), Told()).steps)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_true_lack_of_memory(tmp_path):
+    """64 lanes of 512 tokens take over a gigabyte; the process may take 420 MB."""
+    (tmp_path / "book.txt").write_text(PLAIN[:150_000])
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, "book.txt", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=280,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "memory ran out; going on from the beginning" in done.stdout and done.stdout.endswith("steps 2\n")
+    assert told(tmp_path / "run")["train"]["accumulate"] >= 2
+
+
+# --- a sample of a long text -----------------------------------------------------------------------------------------
+
+
+def test_a_long_text_is_sampled_and_the_sample_is_found_again(tmp_path, monkeypatch):
+    text = "".join(f"{n:06} and so it went on, line after line.\n" for n in range(12_000))
+    (tmp_path / "long.txt").write_text(text)
+    monkeypatch.setattr(planning.autopilot, "LEAST_SAMPLE", 60_000)
+    monkeypatch.setattr(planning.autopilot, "sample_size", lambda chars, seconds, encoding, wanted: 60_000)
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 24)
+    view = Notices()
+    settings = {k: v for k, v in TINY.items() if k != "dev_fraction"} | {"seed": 5}
+    request = Request([str(tmp_path / "long.txt")], tmp_path / "run", minutes=0.01, settings=settings)
+    with pytest.raises(Interrupted):
+        train(request, Stopping(10))
+    config = Setup.read(tmp_path / "run" / "config.json")
+    assert (config.corpus.sample_chars, config.corpus.sample_seed) == (60_000, 5)
+    again = read_corpus([str(tmp_path / "long.txt")], config.corpus)
+    assert again.fingerprint == config.fingerprint and again.sampled_from == round(0.9 * len(text))
+    result = train(Request([], tmp_path / "run", resume=True), view)
+    assert 55_000 < result.train_chars < 65_000
+    split = read_model(result.model).card["split"]
+    assert split["train_chars_sampled_from"] == again.sampled_from and split["train_chars"] == result.train_chars
+    assert any("learning from" in line and "spread over the text (seed 5" in line for line in config.reasons)
+
+
+@pytest.mark.parametrize(
+    ("chars", "seconds", "wanted", "expected"),
+    [
+        (1_000_000_000, 180, 8_000_000, 10_000_000),  # 200 s to encode, 3 minutes
+        (1_000_000_000, 30, 100_000, 1_000_000),
+        (1_000_000_000, 36_000, 8_000_000, None),  # ten hours
+        (1_000_000, 180, 5_000_000, None),
+        (30_000_000, 180, 30_000_000, None),  # the run reads it all
+    ],
+)
+def test_size_of_a_sample(chars, seconds, wanted, expected):
+    assert planning.autopilot.sample_size(chars, seconds, 1 / 5e6, wanted) == expected
