@@ -392,7 +392,7 @@ def test_score_with_context(run, model, tmp_path):
 
 def test_info_json(run, model):
     report = run("info", model, "--json").json
-    assert list(report) == ["model", "params", "bytes", "sha256", "config", "tokenizer", "card"]
+    assert list(report) == ["model", "params", "bytes", "sha256", "config", "tokenizer", "statistics", "card"]
     assert report["bytes"] == model.stat().st_size and report["params"] == ModelConfig(257, 8, 8, 1).num_params
     assert report["tokenizer"] == {"kind": "byte", "ids": 256} and report["card"]["corpus"]["name"] == "a [b] c"
     assert "a [b] c" in run("info", model).out

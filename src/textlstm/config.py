@@ -296,7 +296,7 @@ class TrainConfig(Config):
 class LearnConfig(Config):
     """How a model learns from what it reads; `textlstm.learning` has the equations, `textlstm.memories` the rest."""
 
-    learn_rate: float = option(3e-4, "with --learn: length of the steps that weights take")
+    learn_rate: float = option(1e-3, "with --learn: length of the steps that weights take")
     learn_decay: float = option(1e-3, "with --learn: share by which weights go back to the trained ones at each step")
     learn_segment: int = option(20, "with --learn: tokens that are read before the model learns from them")
     learn_memories: bool = option(True, "with --learn: mix in what n-grams, matches and states of the text predict")
