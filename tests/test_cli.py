@@ -383,6 +383,22 @@ def test_score_of_several_files(run, model, tmp_path):
     assert "a.txt" in table and "all" in table and "perplexity" in table
 
 
+def test_files_of_a_folder_are_told_one_by_one(run, model, tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Once upon a time.\n")
+    (folder / "b.jsonl").write_text('{"text": "one"}\n{"text": "and two"}\n')
+    (folder / "empty.txt").write_text("")
+    for source in (folder, f"{folder}/*"):
+        answer = run("score", model, source, "--json", "--report").json
+        names = [str(folder / "a.txt"), str(folder / "b.jsonl")]
+        assert [file["file"] for file in answer["files"]] == names
+        assert {line["file"] for line in answer["surprising_lines"]} <= set(names)
+        for name, file in zip(names, answer["files"], strict=True):
+            assert run("score", model, name, "--json").json["nats"] == pytest.approx(file["nats"])
+        assert answer["nats"] == pytest.approx(sum(file["nats"] for file in answer["files"]))
+
+
 def test_score_with_context(run, model, tmp_path):
     (tmp_path / "a.txt").write_text("The end.")
     (tmp_path / "before.txt").write_text("The beginning.")

@@ -597,8 +597,8 @@ def score(
     """Score FILES with MODEL: nats and bits per character, bits per byte, perplexity.
 
     Files are read as `train` reads them: .txt .md .jsonl .csv, plain or .gz, folders, patterns, '-' and named
-    corpora. Weights are fixed and every token counts, the first included. Each document is read from the model's
-    start, or after the context.
+    corpora; the files of a folder or pattern are told one by one. Weights are fixed and every token counts, the first
+    included. Each document is read from the model's start, or after the context.
 
     With --learn the weights take a step after each segment that was predicted, through all documents of a file; the
     next file, and the model, begin with the trained weights again.
@@ -610,7 +610,7 @@ def score(
     textlstm score runs/my-text-1 chapter.txt --learn
     """
     from textlstm import metrics
-    from textlstm.corpus import read_sources
+    from textlstm.corpus import CORPORA, read_sources
     from textlstm.model import Model
     from textlstm.report import ScoreView, output
     from textlstm.scoring.show import show, write_files
@@ -624,10 +624,20 @@ def score(
     def read(source: str) -> list[str]:
         return [document.text for document in read_sources([source], config, _notice(quiet)).documents]
 
+    def read_files(source: str) -> list[tuple[str, list[str]]]:
+        """A source and its documents; of a folder or pattern each file."""
+        if Path(source).is_file() or source == "-" or source in CORPORA:
+            return [(source, read(source))]
+        found: dict[str, list[str]] = {}
+        for document in read_sources([source], config, _notice(quiet)).documents:
+            place, _, number = document.name.rpartition(":")  # a record has its line behind the name of its file
+            found.setdefault(place if number.isdecimal() else document.name, []).append(document.text)
+        return list(found.items())
+
     source = reading["learn_from"]
     loaded, learn = _learner(Model.load(model, engine), reading, quiet)
     before = "" if context is None else "".join(read(context))
-    texts = [(name, read(name)) for name in files]
+    texts = [row for name in files for row in read_files(name)]
     index = None if copy_source is None else _suffix_index(copy_source, quiet)
     wanted = detailed or csv is not None or html is not None
     with ScoreView(quiet) as view:
@@ -686,10 +696,12 @@ def inspect(
 ) -> None:  # fmt: skip
     """Look inside MODEL while it reads FILES: which cells mean something, how long they remember, what surprises it.
 
-    Without files the model reads what it writes itself. Cells and thresholds are chosen on the first part of the
-    text, and judged on the held-out one.
+    Without files it is the end of the text that the model was trained on, and the beginning of what was held out then;
+    where that text is not at hand, the model reads what it writes itself. Cells and thresholds are chosen on the first
+    part of the text, and judged on the held-out one.
 
     \b
+    textlstm inspect shakespeare
     textlstm inspect shakespeare my-play.txt --html inside.html
     textlstm inspect runs/my-text-1 my-text.txt --held-out other.txt --colour c1.204
     """
@@ -706,9 +718,9 @@ def inspect(
     loaded = Model.load(model)
     with ScoreView(quiet) as view:
         told = view.progress("looking inside")
-        text = read(files) if files else loaded.generate("", max_chars=min(chars, 12_000), seed=0)
-        judge = None if held_out is None else read([held_out])[:chars]
-        found = loaded.inspect(text[:chars], judge, told)
+        text, judge = (read(files)[:chars], None) if files else _own_texts(loaded, model, chars, _notice(quiet))
+        judge = judge if held_out is None else read([held_out])[:chars]
+        found = loaded.inspect(text, judge, told)
     values_of(found, colour)
     if html is not None:
         write_html(found, html, f"Inside {Path(model).name}")
@@ -718,6 +730,23 @@ def inspect(
         _print_json({"model": model, **found.to_dict()})
     else:
         show(found, colour, output())
+
+
+def _own_texts(loaded: Any, name: str, chars: int, notice: Callable[[str], None]) -> tuple[str, str | None]:
+    """The end of a model's training text and the beginning of its held-out one, or what it writes itself."""
+    from textlstm.bench.quality import training_corpus
+    from textlstm.corpus import Part
+    from textlstm.registry import find_model
+
+    corpus = None
+    try:
+        corpus = training_corpus(find_model(name).parent, loaded.card, notice)
+    except TextLSTMError as error:
+        notice(f"the text that the model was trained on is not at hand: {error}")
+    if corpus is None or not corpus.val.num_chars or not isinstance(corpus.train, Part):
+        notice("the model reads what it writes itself")
+        return loaded.generate("", max_chars=min(chars, 12_000), seed=0), None
+    return (corpus.train.text + corpus.dev.text)[-chars * 2 // 3 :], corpus.val.head(chars // 3)
 
 
 _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)

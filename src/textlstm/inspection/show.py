@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,9 @@ def values_of(xray: XRay, name: str) -> NDArray[np.float64]:
 def show(xray: XRay, colour: str, console: Console, chars: int = 600) -> None:
     """Prints the X-ray: coloured text, cells that mean something, gates, memory, near tokens."""
     shade_T = values_of(xray, colour)
-    text = Text()
-    for token, shade in zip(xray.tokens, shade_T, strict=True):
-        text.append(token, style=f"on {_colour(float(shade))} black")
-        if len(text) > chars:
-            break
+    number = int(np.searchsorted(np.cumsum([len(token) for token in xray.tokens]), chars)) + 1
     console.print(Text(f"coloured by {colour}", style="bold"))
-    console.print(text)
+    console.print(shaded(xray.tokens[:number], shade_T[:number]))
     console.print()
     _show_cells(xray, console)
     table = Table("layer", "input shut", "open", "forget shut", "open", "output shut", "open", "half-life", box=None)
@@ -75,6 +72,15 @@ def show(xray: XRay, colour: str, console: Console, chars: int = 600) -> None:
     for token, near in xray.nearest.items():
         table.add_row(Text(repr(token)), Text("  ".join(f"{other!r} {cosine:.2f}" for other, cosine in near)))
     console.print(table)
+
+
+def shaded(tokens: Sequence[str], shade_T: NDArray[np.float64]) -> Text:
+    """Some tokens, each on the colour of its value of -1 .. 1; line breaks are left uncoloured."""
+    text = Text()
+    for token, shade in zip(tokens, shade_T.tolist(), strict=True):
+        for piece in re.split(r"(\n)", token):
+            text.append(piece, style="" if piece == "\n" else f"#101010 on {_colour(shade)}")
+    return text
 
 
 def _show_cells(xray: XRay, console: Console) -> None:
