@@ -15,9 +15,9 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -36,6 +36,9 @@ from textlstm.config import (
     read_settings,
 )
 from textlstm.errors import TextLSTMError
+
+if TYPE_CHECKING:
+    from textlstm.corpus.document import Document
 
 Command = Callable[..., Any]
 
@@ -610,7 +613,7 @@ def score(
     textlstm score runs/my-text-1 chapter.txt --learn
     """
     from textlstm import metrics
-    from textlstm.corpus import CORPORA, read_sources
+    from textlstm.corpus import read_sources
     from textlstm.model import Model
     from textlstm.report import ScoreView, output
     from textlstm.scoring.show import show, write_files
@@ -621,23 +624,13 @@ def score(
         raise click.BadParameter("goes along one text: leave out --protocol and --lanes", param_hint="--learn")
     config = CorpusConfig.from_dict(given(CorpusConfig, reading))
 
-    def read(source: str) -> list[str]:
-        return [document.text for document in read_sources([source], config, _notice(quiet)).documents]
-
-    def read_files(source: str) -> list[tuple[str, list[str]]]:
-        """A source and its documents; of a folder or pattern each file."""
-        if Path(source).is_file() or source == "-" or source in CORPORA:
-            return [(source, read(source))]
-        found: dict[str, list[str]] = {}
-        for document in read_sources([source], config, _notice(quiet)).documents:
-            place, _, number = document.name.rpartition(":")  # a record has its line behind the name of its file
-            found.setdefault(place if number.isdecimal() else document.name, []).append(document.text)
-        return list(found.items())
+    def read(source: str) -> Sequence[Document]:
+        return read_sources([source], config, _notice(quiet)).documents
 
     source = reading["learn_from"]
     loaded, learn = _learner(Model.load(model, engine), reading, quiet)
-    before = "" if context is None else "".join(read(context))
-    texts = [row for name in files for row in read_files(name)]
+    before = "" if context is None else "".join(document.text for document in read(context))
+    texts = [row for name in files for row in _by_file(name, read(name))]
     index = None if copy_source is None else _suffix_index(copy_source, quiet)
     wanted = detailed or csv is not None or html is not None
     with ScoreView(quiet) as view:
@@ -663,6 +656,19 @@ def score(
         show(report, output())
     for name, one in novelty:
         click.echo(f"{name}: {_copied(one)}")
+
+
+def _by_file(source: str, documents: Iterable[Document]) -> list[tuple[str, list[str]]]:
+    """A source and its texts; of a folder or pattern each file."""
+    from textlstm.corpus import CORPORA
+
+    if Path(source).is_file() or source == "-" or source in CORPORA:
+        return [(source, [document.text for document in documents])]
+    found: dict[str, list[str]] = {}
+    for document in documents:
+        place, _, number = document.name.rpartition(":")  # a record has its line behind the name of its file
+        found.setdefault(place if number.isdecimal() else document.name, []).append(document.text)
+    return list(found.items())
 
 
 def _lanes_protocol(protocol: str, lanes: int, context: str | None) -> str:
