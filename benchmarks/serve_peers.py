@@ -1,6 +1,6 @@
 """Tokens per second of several streams over HTTP: textlstm against the servers of transformers and llama-cpp-python.
 
-    python benchmarks/serve_peers.py [--streams 16] [--tokens 128] [--seconds 10] [--llama PYTHON]
+    python benchmarks/serve_peers.py [--streams 16] [--tokens 128] [--seconds 20] [--llama PYTHON]
 
 Models of about 4.6 million parameters with random weights and 1,024 ids: ours 2 x 512 in int8; a GPT-2 of 6 layers of
 240 in single precision under `transformers serve`, once as it starts and once with its continuous batching (it needs
@@ -115,7 +115,7 @@ def main() -> None:
     """Measures all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=20.0, help="longer than a text of the slowest takes")
     parser.add_argument("--tokens", type=int, default=128, help="of each text")
     parser.add_argument("--llama", metavar="PYTHON", help="interpreter that has llama-cpp-python[server] and gguf")
     options = parser.parse_args()
@@ -131,7 +131,7 @@ def main() -> None:
                     print(name, end=":")
                     rows.setdefault(name, []).extend(measure(url, [options.streams], load, print))
     speeds = {name: statistics.median(row["tokens_per_second"] for row in its) for name, its in rows.items()}
-    ratios = {name: round(speeds["textlstm"] / speed, 2) for name, speed in speeds.items()}
+    ratios = {name: round(speeds["textlstm"] / max(speed, 1.0), 2) for name, speed in speeds.items()}
     for name in rows:
         print(f"{name:>34}: {speeds[name]:>8,.0f} tokens/s, textlstm makes {ratios[name]:.1f} times as many")
     report(

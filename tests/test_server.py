@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import json
 import math
@@ -21,7 +22,7 @@ from test_network import log_softmax, numpy_network, random_weights
 from textlstm import metrics
 from textlstm.model import Model
 
-PROMPT = "hallo"
+PROMPT, END = "hallo", "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
@@ -658,3 +659,72 @@ def test_xray(site, letters):
     assert site.post("/v1/xray", {"text": ""})["values"] == [[]] * 6
     assert error(site.post("/v1/xray", {"text": "a", "layer": 2}, 400))["param"] == "layer"
     assert error(site.post("/v1/xray", {"text": "a", "neurons": [999]}, 400))["param"] == "neurons"
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"structured_outputs": {"regex": "[a-f]+u[a-f]{3}"}}, {"regex": "[a-f]+u[a-f]{3}"}),
+        ({"guided_regex": "(ab|cd)*e"}, {"regex": "(ab|cd)*e"}),
+        ({"structured_outputs": {"choice": ["abel", "abend", "ehe"]}}, {"choices": ("abel", "abend", "ehe")}),
+        ({"guided_choice": ["a", "ab"]}, {"choices": ("a", "ab")}),
+        ({"structured_outputs": {"template": "{one:[a-c]+}ist{two:[d-f]}u"}},
+         {"template": "{one:[a-c]+}ist{two:[d-f]}u"}),
+        ({"structured_outputs": {"blanks": "a_b_", "prefix": "vater"}}, {"blanks": "a_b_", "prefix": "vater"}),
+        ({"structured_outputs": {"prefix": "hallo"}}, {"prefix": "hallo"}),
+    ],
+)  # fmt: skip
+def test_patterns(site, letters, fields, options):
+    expected = [letters.generate("vater", seed=seed, max_tokens=20, stop_at_end=True, temperature=1.0, **options)
+                for seed in (5, 6, 7)]  # fmt: skip
+    body = {"prompt": "vater", "seed": 5, "n": 3, "max_tokens": 20, **fields}
+    answer = site.post("/v1/completions", {**body, "logprobs": 1})
+    assert [choice["text"] for choice in answer["choices"]] == expected
+    for choice in answer["choices"]:
+        assert "".join(t for t in choice["logprobs"]["tokens"] if t != END) == choice["text"]
+        assert choice["finish_reason"] == "stop" or options == {"prefix": "hallo"}
+    streamed = ["", "", ""]
+    for chunk in site.stream(**body):
+        for choice in chunk["choices"]:
+            streamed[choice["index"]] += choice["text"]
+    assert streamed == expected
+
+
+def test_patterns_among_strangers(site, letters):
+    """Texts of one pattern share it, in two threads."""
+
+    def one(number):
+        return site.text("hallo", seed=number, max_tokens=30, guided_regex="([a-e]+u)+[f-h]")
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        texts = list(pool.map(one, range(48)))
+    options = {"max_tokens": 30, "regex": "([a-e]+u)+[f-h]", "stop_at_end": True, "temperature": 1.0}
+    assert texts == [letters.generate("hallo", seed=number, **options) for number in range(48)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_regex": "(a"}, "structured_outputs"),
+        ({"guided_regex": "a{30}"}, "structured_outputs"),
+        ({"guided_regex": "((a{1000}){1000}){1000}"}, "structured_outputs"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {}}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": 1}}, "structured_outputs"),
+        ({"guided_regex": "a", "stop": ["b"]}, "structured_outputs"),
+        ({"guided_regex": "a", "min_tokens": 2}, "min_tokens"),
+        ({"guided_regex": "a", "allowed_token_ids": [3]}, "allowed_token_ids"),
+        ({"use_beam_search": True}, "use_beam_search"),
+    ],
+)
+def test_patterns_that_cannot_be(site, fields, param):
+    error = site.complete("hallo", 400, max_tokens=20, **fields)["error"]
+    assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
+def test_a_pattern_in_a_chat(site):
+    body = {"messages": [{"role": "user", "content": "hallo"}], "seed": 1, "guided_choice": ["ja", "nein"]}
+    body["model"] = "bytes"
+    choice = site.post("/v1/chat/completions", body)["choices"][0]
+    assert choice["message"]["content"] in ("ja", "nein") and choice["finish_reason"] == "stop"

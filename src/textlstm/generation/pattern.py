@@ -12,6 +12,7 @@ Shapes: V ids of the vocabulary, N nodes of its tree of bytes, S states of the a
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,7 @@ class Pattern:
 
     Attributes:
         open: whether the pattern describes the beginnings of a text rather than the whole.
+        lock: held while it is asked, since it grows with what is asked, and texts of several threads may share it.
 
     Raises:
         UsageError: the pattern cannot be read, or no text fits.
@@ -131,6 +133,7 @@ class Pattern:
         self._allowances: dict[int, Allowance] = {}
         self._generation = self.automaton.generation
         self._refined = False
+        self.lock = threading.RLock()
 
     @property
     def shortest(self) -> int:
@@ -192,9 +195,10 @@ class Guide:
         self._tokens_left = FAR - 1 if max_tokens is None or pattern.open else max_tokens
         self._chars_left = None if pattern.open else max_chars
         self._by_chars = max_chars is not None and max_tokens is None
-        if pattern.shortest > self._tokens_left and max_chars is None:
-            pattern.refine()
-        shortest, unit = (pattern.fewest_chars, "characters") if self._by_chars else (pattern.shortest, "tokens")
+        with pattern.lock:
+            if pattern.shortest > self._tokens_left and max_chars is None:
+                pattern.refine()
+            shortest, unit = (pattern.fewest_chars, "characters") if self._by_chars else (pattern.shortest, "tokens")
         if max_chars is not None and max_tokens is not None:
             unit = "bytes"  # which are no fewer than tokens, nor than characters
         for name, most in (("max-tokens", self._tokens_left), ("max-chars", self._chars_left)):
@@ -211,7 +215,8 @@ class Guide:
     @property
     def is_complete(self) -> bool:
         """Whether the text matches as it is."""
-        return self._pattern.need(self._key) == 0
+        with self._pattern.lock:
+            return self._pattern.need(self._key) == 0
 
     @property
     def can_end(self) -> bool:
@@ -220,7 +225,8 @@ class Guide:
 
     def stays(self) -> Bools:
         """Whether the text stays within the pattern, and can be completed, after each token; shape (V,)."""
-        allowance, room = self._pattern.allowance(self._key), self._tokens_left - 1
+        with self._pattern.lock:
+            allowance, room = self._pattern.allowance(self._key), self._tokens_left - 1
         if self._chars_left is None and room >= allowance.most:
             return ~allowance.dead_V
         room_V: Any = room
@@ -233,7 +239,8 @@ class Guide:
         """Takes a token; returns whether the text stayed within the pattern."""
         if self.can_end and not self.stays()[id]:
             return False
-        after = self._pattern.automaton.advance(self._key, self._pattern.vocabulary.tokens[id])
+        with self._pattern.lock:
+            after = self._pattern.automaton.advance(self._key, self._pattern.vocabulary.tokens[id])
         if after is None:
             raise UsageError(f"token {id} does not fit the pattern here")
         self._key = after

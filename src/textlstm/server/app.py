@@ -37,7 +37,7 @@ from textlstm.server.protocol import (
 from textlstm.server.scoring import score, xray
 from textlstm.server.stream import DONE, PING, EventStream, event, unless_left
 from textlstm.server.stream import encode as encode_json
-from textlstm.server.writing import Work, encode, plan_writing, require
+from textlstm.server.writing import Work, encode, plan_writing, prepare, require
 
 LOG = logging.getLogger("textlstm.server")
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
@@ -172,7 +172,7 @@ def _add_writing(app: FastAPI, hub: Hub) -> None:
         most = 16 if body.max_tokens is None else body.max_tokens
         asked = {"max_tokens": most, "best_of": body.best_of, "top": body.logprobs, "echo": body.echo}
         plan = await plan_writing(hub, served, body, prompts, **asked)
-        return await _write(request, Work(hub, served, body, plan), answers.Completion)
+        return await _write(request, await prepare(hub, served, body, plan), answers.Completion)
 
     @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat(request: Request, body: ChatBody) -> Response:
@@ -183,7 +183,7 @@ def _add_writing(app: FastAPI, hub: Hub) -> None:
         most = 256 if body.max_tokens is None else body.max_tokens
         asked = {"max_tokens": most, "top": top, "stop": answers.DIALOGUE_STOP}
         plan = await plan_writing(hub, served, body, [answers.dialogue(body.messages)], **asked)
-        return await _write(request, Work(hub, served, body, plan), answers.Chat)
+        return await _write(request, await prepare(hub, served, body, plan), answers.Chat)
 
     @app.post("/v1/score")
     async def scores(request: Request, body: ScoreBody) -> Response:

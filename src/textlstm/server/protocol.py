@@ -79,7 +79,20 @@ class StreamOptions(Body):
 
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Regex = Annotated[str, Field(max_length=10_000)]
+Choices = Annotated[list[Annotated[str, Field(max_length=10_000)]], Field(min_length=1, max_length=1000)]
 Weight = Annotated[float, Field(ge=-100, le=100)]
+
+
+class StructuredOutputs(Body):
+    """What a text must look like: one of these at most, but for `prefix`; vLLM has the first two."""
+
+    regex: Regex | None = None
+    choice: Choices | None = None
+    template: Regex | None = None
+    blanks: Regex | None = None
+    line_length: Annotated[int, Field(ge=1)] | None = None
+    prefix: Regex | None = None
 
 
 class WritingBody(Body):
@@ -113,6 +126,10 @@ class WritingBody(Body):
     t_max_predict_ms: Annotated[int, Field(ge=0)] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_regex: Regex | None = None
+    guided_choice: Choices | None = None
+    use_beam_search: bool | None = None
     # our own: go on from a state with a name, or from a mixture, and give the state at the end a name
     state: str | Annotated[dict[str, Weight], Field(min_length=1, max_length=8)] | None = None
     save_state: str | None = None

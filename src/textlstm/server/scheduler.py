@@ -398,7 +398,11 @@ class Scheduler:
             if errors and place in errors:
                 self._news.append(News(*row, error=errors[place]))
                 continue
-            shown = text.push(id)
+            try:
+                shown = text.push(id)
+            except TextLSTMError as error:  # its pattern cannot be followed any further
+                self._news.append(News(*row, error=error))
+                continue
             reason, point = text.writer.reason, None
             if reason is None:
                 alive.append(place)

@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from textlstm.config import SamplingConfig
+from textlstm.config import PatternConfig, SamplingConfig
 from textlstm.errors import BusyError, UsageError
 from textlstm.generation import Limits
+from textlstm.generation.pattern import Pattern
 from textlstm.server.hub import Hub, Inbox, Served
 from textlstm.server.protocol import ApiError, Body, WritingBody
 from textlstm.server.scheduler import Job, News, Point, Scheduler, Text, Token
 
 _LONG = 20_000  # characters; longer texts are tokenised in another thread, so that the event loop goes on
-_FINISH = {"length": "length", "deadline": "length", "stop": "stop", "end": "stop"}
+_FINISH = {"length": "length", "deadline": "length", "stop": "stop", "end": "stop", "pattern": "stop"}
 LEAST = -9999.0  # JSON has no -infinity
 
 Ids = NDArray[np.int64]
@@ -68,6 +69,8 @@ class Transcript:
         if not self._shows_tokens:
             return []
         for token in tokens:
+            if reason == "end" and token.id != self._end_id:
+                continue  # it ended a complete pattern by leaving it, and is no part of the text
             self._hidden.append(Entry(token.id, self._decoded, token.logprob, token.top))
             if token.id < self._end_id:
                 self._decoded += len(self._decoder.decode(self._bytes(token.id)))
@@ -119,6 +122,7 @@ class Plan:
     stop: tuple[str, ...]
     seed: int
     sampling: SamplingConfig
+    pattern: Pattern | None = None
     start: Point | None = None
     deadline: float | None = None
     seconds: float | None = None
@@ -157,7 +161,7 @@ class Work:
         end = not self.body.ignore_eos
         limits = Limits(plan.max_tokens, None, plan.stop, end, bool(self.body.include_stop_str_in_output))
         top = 0 if plan.top is None and plan.best_of > plan.n else plan.top
-        writers = model.writers(plan.best_of, plan.sampling, limits, plan.seed)
+        writers = model.writers(plan.best_of, plan.sampling, limits, plan.seed, plan.pattern)
         for writer in writers:
             writer.read(ids)
         texts = [Text(writer, top, **plan.text_options) for writer in writers]
@@ -336,6 +340,8 @@ async def plan_writing(
     ids = [await _prompt(hub, served, body, prompt) for prompt in prompts]
     if body.save_state is not None:
         hub.shelf.check(body.save_state)
+    require(not body.use_beam_search, "beams are not served; best_of keeps the best of several", "use_beam_search")
+    pattern = await _pattern(served, body)
     stop = () if body.stop is None else (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     return Plan(
         prompts=ids,
@@ -344,14 +350,29 @@ async def plan_writing(
         best_of=best_of,
         max_tokens=asked["max_tokens"],
         top=top,
-        stop=(*stop, *asked.get("stop", ())),
+        stop=(*stop, *(asked.get("stop", ()) if pattern is None or pattern.open else ())),
         seed=secrets.randbits(31) if body.seed is None else body.seed % 2**64,
         sampling=_sampling(body),
+        pattern=pattern,
         start=await starting_point(hub, served, body.state),
         deadline=time.monotonic() + settings.timeout,
         seconds=body.t_max_predict_ms / 1000 if body.t_max_predict_ms else None,  # 0 is off, as in llama.cpp
         text_options=_text_options(served, body),
     )
+
+
+async def prepare(hub: Hub, served: Served, body: WritingBody, plan: Plan) -> Work:
+    """The work of a request; where texts have a pattern it is made in another thread, since that may take a second.
+
+    Raises:
+        ApiError: the pattern takes more than the texts may have.
+    """
+    if plan.pattern is None:
+        return Work(hub, served, body, plan)
+    try:
+        return await asyncio.to_thread(Work, hub, served, body, plan)
+    except UsageError as error:
+        raise ApiError(400, str(error), "structured_outputs") from error
 
 
 def require(condition: bool, message: str, param: str, code: str | None = None) -> None:
@@ -397,6 +418,29 @@ def _sampling(body: WritingBody) -> SamplingConfig:
         "frequency_penalty": body.frequency_penalty, "repetition_penalty": body.repetition_penalty,
     }  # fmt: skip
     return SamplingConfig(**{"temperature": 1.0, **{key: value for key, value in given.items() if value is not None}})
+
+
+async def _pattern(served: Served, body: WritingBody) -> Pattern | None:
+    """What the texts must look like."""
+    asked = body.structured_outputs
+    given = {} if asked is None else {name: value for name, value in asked if value is not None}
+    if asked is not None and asked.model_extra:
+        unknown = ", ".join(asked.model_extra)
+        raise ApiError(400, f"{unknown}: not served; write a regex, or a choice", "structured_outputs")
+    for name, value in (("regex", body.guided_regex), ("choice", body.guided_choice)):
+        if value is not None:
+            require(not given, "only one pattern at a time", f"guided_{name}")
+            given[name] = value
+    if not given:
+        return None
+    for name in ("allowed_token_ids", "stop_token_ids", "min_tokens"):
+        require(not getattr(body, name), "a pattern says already what may be written; leave it out", name)
+    choices = tuple(given.pop("choice", ()))
+    try:
+        config = PatternConfig(choices=choices, **given)
+        return await asyncio.to_thread(served.model.pattern, config)
+    except UsageError as error:
+        raise ApiError(400, str(error), "structured_outputs") from error
 
 
 def _text_options(served: Served, body: WritingBody) -> dict[str, Any]:
