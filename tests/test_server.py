@@ -671,7 +671,7 @@ def test_xray(site, letters):
         ({"structured_outputs": {"template": "{one:[a-c]+}ist{two:[d-f]}u"}},
          {"template": "{one:[a-c]+}ist{two:[d-f]}u"}),
         ({"structured_outputs": {"blanks": "a_b_", "prefix": "vater"}}, {"blanks": "a_b_", "prefix": "vater"}),
-        ({"structured_outputs": {"prefix": "hallo"}}, {"prefix": "hallo"}),
+        ({"structured_outputs": {"prefix": "hallo", "json": None, "regex": None}}, {"prefix": "hallo"}),
     ],
 )  # fmt: skip
 def test_patterns(site, letters, fields, options):
@@ -710,7 +710,7 @@ def test_patterns_among_strangers(site, letters):
         ({"guided_regex": "((a{1000}){1000}){1000}"}, "structured_outputs"),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
-        ({"structured_outputs": {"json": {}}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
         ({"structured_outputs": {"regex": 1}}, "structured_outputs"),
         ({"guided_regex": "a", "stop": ["b"]}, "structured_outputs"),
         ({"guided_regex": "a", "min_tokens": 2}, "min_tokens"),

@@ -19,7 +19,7 @@ from textlstm.errors import BusyError, UsageError
 from textlstm.generation import Limits
 from textlstm.generation.pattern import Pattern
 from textlstm.server.hub import Hub, Inbox, Served
-from textlstm.server.protocol import ApiError, Body, WritingBody
+from textlstm.server.protocol import ApiError, Body, StructuredOutputs, WritingBody
 from textlstm.server.scheduler import Job, News, Point, Scheduler, Text, Token
 
 _LONG = 20_000  # characters; longer texts are tokenised in another thread, so that the event loop goes on
@@ -424,9 +424,8 @@ async def _pattern(served: Served, body: WritingBody) -> Pattern | None:
     """What the texts must look like."""
     asked = body.structured_outputs
     given = {} if asked is None else {name: value for name, value in asked if value is not None}
-    if asked is not None and asked.model_extra:
-        unknown = ", ".join(asked.model_extra)
-        raise ApiError(400, f"{unknown}: not served; write a regex, or a choice", "structured_outputs")
+    if unknown := sorted(given.keys() - StructuredOutputs.model_fields.keys()):
+        raise ApiError(400, f"{', '.join(unknown)}: not served; write a regex, or a choice", "structured_outputs")
     for name, value in (("regex", body.guided_regex), ("choice", body.guided_choice)):
         if value is not None:
             require(not given, "only one pattern at a time", f"guided_{name}")
