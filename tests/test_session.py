@@ -373,7 +373,8 @@ def test_ten_million_characters_at_constant_memory(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak, session = feed_and_measure(10_000_000, 100_000)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert peak < 4_000_000 and grown < 60_000  # a piece of 100,000 characters and its ids; kilobytes
+    # A piece of 100,000 characters with its ids; and twice the table of names of Python, which is made anew at times.
+    assert peak < 7_000_000 and grown < 60_000  # kilobytes
     session.save(tmp_path / "s")
     assert (tmp_path / "s").stat().st_size < 20_000
     assert np.isfinite(session.state.h_LBH).all() and session.chars > 10_000_000
