@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -39,9 +38,11 @@ def show(report: Report, console: Console, number: int = 10) -> None:
     table = Table("tokens read before", *(f"{p['first']}-{p['last']}" for p in report.positions), box=None)
     table.add_row("nats per token", *(f"{p['nats']:.2f}" for p in report.positions))
     console.print(table)
-    console.print(f"\ncalibration error {report.calibration_error:.4f}: said against come", highlight=False)
-    table = Table("likeliest token said", *(f"{c['confidence']:.0%}" for c in report.calibration), box=None)
-    table.add_row("came", *(f"{c['right']:.0%}" for c in report.calibration))
+    console.print(f"\ncalibration error {report.calibration_error:.4f}", highlight=False)
+    table = Table(
+        "probability of the likeliest token", *(f"{c['confidence']:.0%}" for c in report.calibration), box=None
+    )
+    table.add_row("how often it came", *(f"{c['right']:.0%}" for c in report.calibration))
     console.print(table)
 
 
@@ -72,13 +73,16 @@ def write_html(report: Report, path: Path, title: str) -> None:
     """Writes one HTML file with tables and plots; nothing in it runs."""
     said = [(c["confidence"], c["right"]) for c in report.calibration]
     reliability = _plot(
-        "Calibration: said, and come", [[(0.0, 0.0), (1.0, 1.0)], said], "probability of the likeliest token"
+        "How often the likeliest token comes (grey: as often as said)",
+        [[(0.0, 0.0), (1.0, 1.0)], said],
+        "the probability that the model gave it",
     )
-    curve = [(math.log2(1 + (p["first"] + p["last"]) / 2), p["nats"]) for p in report.positions]
-    position = _plot("Nats per token against position", [curve], "tokens read before, as a power of two")
+    curve = [(float(n), p["nats"]) for n, p in enumerate(report.positions)]
+    begins = [(float(n), f"{p['first']}") for n, p in enumerate(report.positions)]
+    position = _plot("Nats per token against position", [curve], "tokens read before, at least", begins)
     per_line = [(float(n), piece.nats_per_char) for n, piece in enumerate(report.lines[:5000], 1) if piece.text]
     course = _plot("Nats per character, line by line", [per_line], "line")
-    bits = {one.protocol: one.bits_per_byte for one in report.protocols} | report.baselines
+    bits = {one.protocol: one.bits_per_byte for one in report.protocols}
     scores = [
         [name, f"{s.chars:,}", f"{s.nats_per_char:.4f}", f"{s.bits_per_char:.4f}", f"{s.bits_per_byte:.4f}"]
         for name, s in (*report.files, *([("all", report.total)] if len(report.files) > 1 else []))
@@ -88,8 +92,8 @@ def write_html(report: Report, path: Path, title: str) -> None:
     )
     body = f"""<h1>{escape(title)}</h1>
 {_table(["file", "characters", "nats/char", "bits/char", "bits/byte"], scores)}
-<h2>Bits per byte, by protocol and by other means</h2>{_bars(bits)}
-<p>{escape(", ".join(report.baselines))}: {_NOTE}.</p>
+<h2>Bits per byte, by protocol and by other means</h2>{_bars(bits, report.baselines)}
+<p>Grey: {_NOTE}.</p>
 <div class="grid">{reliability}{position}{course}</div>
 <p>Expected calibration error {report.calibration_error:.4f}.</p>
 <h2>The text, darker where it surprises</h2><div class="text">{shaded}</div>
@@ -132,18 +136,22 @@ def _piece_table(found: Sequence[Piece]) -> str:
     return _table(["nats", "per character", "where", "text"], rows)
 
 
-def _bars(values: dict[str, float]) -> str:
-    most = max(values.values())
+def _bars(ours: dict[str, float], others: dict[str, float]) -> str:
+    values = [(*one, "#e07a1f") for one in ours.items()] + [(*one, "#aaa") for one in others.items()]
+    most = max(value for _, value, _ in values)
     marks = [
         f'<text x="150" y="{24 * n + 17}" text-anchor="end">{escape(name)}</text><rect x="160" y="{24 * n + 5}" '
-        f'width="{380 * value / most:.1f}" height="16" fill="#e07a1f"/>'
+        f'width="{380 * value / most:.1f}" height="16" fill="{colour}"/>'
         f'<text x="{166 + 380 * value / most:.1f}" y="{24 * n + 17}">{value:.3f}</text>'
-        for n, (name, value) in enumerate(values.items())
+        for n, (name, value, colour) in enumerate(values)
     ]
     return f'<svg width="620" height="{24 * len(values) + 8}" font-size="13">{"".join(marks)}</svg>'
 
 
-def _plot(title: str, lines: Sequence[Sequence[tuple[float, float]]], unit: str) -> str:
+def _plot(
+    title: str, lines: Sequence[Sequence[tuple[float, float]]], unit: str,
+    ticks: Sequence[tuple[float, str]] | None = None,
+) -> str:  # fmt: skip
     """Curves in one frame that begins at zero; the last one is drawn strongly."""
     width, height, left, low = 470, 260, 45, 225
     right = max((x for line in lines for x, _ in line), default=1.0) or 1.0
@@ -161,9 +169,9 @@ def _plot(title: str, lines: Sequence[Sequence[tuple[float, float]]], unit: str)
         f'<text x="{left - 6}" y="{low - (low - 40) * s + 4}" text-anchor="end">{top * s:.3g}</text>'
         for s in (0, 0.5, 1)
     ]
-    labels += [
-        f'<text x="{left + (width - left - 20) * s}" y="{low + 15}">{right * s:.4g}</text>' for s in (0, 0.5, 1)
-    ]
+    for x, tick in ticks or [(right * s, f"{right * s:.4g}") for s in (0, 0.5, 1)]:
+        at = left + (width - left - 20) * x / right
+        labels.append(f'<text x="{at:.1f}" y="{low + 15}" text-anchor="middle">{escape(tick)}</text>')
     return (
         f'<svg width="{width}" height="{height}" font-size="12">'
         f'<text x="12" y="22" font-size="14">{escape(title)}</text>'
