@@ -7,9 +7,10 @@ seed alone. This module only decides; it measures nothing, so that it can be tes
 The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of text; `docs/log.md` has the runs):
 
 - V grows with the text: 512 below 200 kB, 1024 below 3 MB, 2048 below 30 MB, else 4096.
-- H is the multiple of 64 for which P = sqrt(C / 7.2) comes nearest, C being the floating-point operations that the
-  time allows: about 1.2 tokens read per parameter.
-- The more epochs D / N, the more regularisation: dropout d = 0.11 log2(epochs / 4.5), between 0 and 0.4.
+- H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point
+  operations that the time allows (about 1.2 tokens read per parameter), and 18 N.
+- The more epochs D / N, the more regularisation: d = 0.11 log2(epochs / 4.5), between 0 and 0.45, on the input and as
+  weight drop; 0.05 + 0.75 d between layers, d + 0.1 on the output, 0.4 (d - 0.2) of whole tokens.
 - The learning rate falls with the width: 8e-3 sqrt(320 / H), 1e-2 at most.
 - Up to 40 epochs there is no development part: all text is learnt from, and the end of the schedule is the best point.
 - 12 lanes of 64 tokens, 16 where C is above 3e14: a short run wants steps (at 2e13 operations 12 lanes cost 0.05
