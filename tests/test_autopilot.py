@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
+from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textlstm.autopilot import USUAL_SHARE, _soft_minimum, chars_per_token, propose, steps_within
+from textlstm.autopilot import (
+    LAW,
+    USUAL_SHARE,
+    _soft_minimum,
+    anchor,
+    chars_per_token,
+    most_held_out,
+    predict,
+    propose,
+    steps_within,
+)  # fmt: skip
 from textlstm.config import ModelConfig, TrainConfig
 
+ROOT = Path(__file__).parents[1]
 RULE = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 MINUTES = st.floats(0.5, 600)
 CHARS = st.floats(4, 9).map(lambda x: int(10**x))
@@ -117,7 +133,7 @@ def test_dropouts_where_they_were_measured():
     ):
         found, model = epochs(operations, chars, hidden)
         names = ("embed_dropout", "input_dropout", "layer_dropout", "output_dropout", "weight_dropout")
-        assert found == pytest.approx(passes, rel=0.1)
+        assert found == pytest.approx(passes, rel=0.15)
         assert [model[name] for name in names] == pytest.approx(measured, abs=0.03)
 
 
@@ -125,7 +141,11 @@ def test_no_wider_than_the_text_bears():
     """A hundred minutes of two cores on a million characters: 2 x 640, and no wider with ten times the time."""
     widths = [propose(60 * minutes, 1_003_854, 4e11, {}).model["hidden_size"] for minutes in (3, 30, 100, 600, 6000)]
     assert widths == sorted(widths) and widths[2] == widths[4] == 640 and widths[0] == 384
+<<<<<<< HEAD
     assert propose(6000, 10**9, 4e11, {}).model["hidden_size"] == 896  # where there is text, time decides
+=======
+    assert propose(6000, 10**9, 4e11, {}).model["hidden_size"] == 832  # where there is text, time decides
+>>>>>>> edff806 (Autopilot: predicted loss, at most a hundred epochs, and the rule in plain words with its tables)
 
 
 @RULE
@@ -171,7 +191,92 @@ def test_short_runs_read_12_lanes_and_long_ones_16():
 
 
 def test_development_part_only_where_a_text_is_read_often():
-    """A million characters in half an hour are read a few dozen times; ten thousand are read hundreds of times."""
+    """A million characters in half an hour are read a few dozen times; ten thousand are read a hundred times."""
     assert not propose(60 * 3, 1_000_000, 4e11, {}).development
     assert not propose(60 * 30, 1_000_000, 4e11, {}).development
     assert propose(60 * 3, 10_000, 4e11, {}).development
+
+
+# --- the predicted loss, and the page that states all this -----------------------------------------------------------
+
+
+def loaded(*path: str) -> ModuleType:
+    """A program that is no part of the package."""
+    spec = importlib.util.spec_from_file_location(path[-1].removesuffix(".py"), ROOT.joinpath(*path))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_not_stale():
+    tables = loaded("docs", "autopilot_tables.py")
+    assert tables.page() == tables.PAGE.read_text(encoding="utf-8"), "run python docs/autopilot_tables.py"
+    text = " ".join(tables.PAGE.read_text(encoding="utf-8").split())
+    stated = f"{LAW.floor} + {LAW.missed} x (C / 1e13)^-{LAW.alpha} x (N / 1e5)^{LAW.beta}"
+    assert stated in text
+
+
+def test_the_law_is_the_fit_of_its_points():
+    law = loaded("benchmarks", "quality", "law.py")
+    lines = [json.loads(line) for line in law.RESULTS.read_text().splitlines()]
+    assert len(lines) >= 12 and len({line["text"] for line in lines}) >= 5
+    assert law.fit(lines) == LAW
+    off = [
+        predict(line["flops"], line["chars"], line["vocab"], line["anchor"]) / line["nats_per_char"] - 1
+        for line in lines
+    ]
+    assert max(map(abs, off)) < 0.07 and math.sqrt(sum(x * x for x in off) / len(off)) < 0.035
+
+
+@RULE
+@given(st.floats(1e10, 1e17), st.floats(1e10, 1e17), CHARS, st.floats(0.5, 4))
+def test_more_training_never_promises_more_loss(one, other, chars, hard):
+    less, more = sorted((one, other))
+    assert predict(more, chars, 1024, hard) <= predict(less, chars, 1024, hard)
+    assert predict(more, chars, 1024, 2 * hard) == pytest.approx(2 * predict(more, chars, 1024, hard))
+    assert predict(more, chars, 1024, hard) > 0.79 * hard
+
+
+def witten_bell(train: list[int], context: tuple[int, ...], token: int, vocab: int) -> float:
+    """The probability of a token after a context, straight from the definition."""
+    shorter = 1 / vocab if context == () else None
+    n = len(context)
+    followers = [train[i + n] for i in range(len(train) - n) if tuple(train[i : i + n]) == context]
+    lower = shorter if shorter is not None else witten_bell(train, context[1:], token, vocab)
+    if not followers:
+        return lower
+    kinds = len(set(followers))
+    return (followers.count(token) + kinds * lower) / (len(followers) + kinds)
+
+
+@given(
+    st.integers(2, 5).flatmap(
+        lambda v: st.tuples(
+            st.just(v),
+            st.lists(st.integers(0, v - 1), min_size=3, max_size=60),
+            st.lists(st.integers(0, v - 1), min_size=3, max_size=20),
+        )
+    )
+)
+def test_the_anchor_is_an_interpolated_trigram_model(case):
+    vocab, train, held_out = case
+    costs = [
+        -math.log(witten_bell(train, tuple(held_out[i - 2 : i]), held_out[i], vocab)) for i in range(2, len(held_out))
+    ]
+    total = sum(witten_bell(train, tuple(held_out[:2]), token, vocab) for token in range(vocab))
+    assert total == pytest.approx(1)
+    found = anchor(np.array(train, dtype=np.int32), np.array(held_out, dtype=np.int32), vocab, 7)
+    assert found == pytest.approx(sum(costs) / len(costs) * len(held_out) / 7)
+
+
+def test_held_out_texts_are_bounded_where_time_is_short():
+    steps = [most_held_out(60 * minutes, 4e11) for minutes in (0.5, 3, 10, 30, 100, 600)]
+    assert steps == sorted(steps) and steps[0] == 200_000 and steps[-1] == 2_000_000
+    assert most_held_out(600, 4e11) >= most_held_out(600, 6e10)
+
+
+@RULE
+@given(MINUTES, CHARS, PEAK)
+def test_no_text_is_read_more_than_a_hundred_times(minutes, chars, peak):
+    proposal = propose(60 * minutes, chars, peak, {})
+    assert proposal.tokens_read <= 100.001 * max(1, chars / chars_per_token(proposal.model["vocab_size"]))

@@ -147,8 +147,11 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
         return SimpleNamespace(**{**vars(corpus), "train": SimpleNamespace(**{**vars(part), "num_chars": number})})
 
     corpus = SimpleNamespace(
-        train=part, val=SimpleNamespace(num_chars=held_out), dev=SimpleNamespace(num_chars=0), sampled=sampled
-    )
+        train=part,
+        val=SimpleNamespace(num_chars=held_out, text=PLAIN[:held_out]),
+        dev=SimpleNamespace(num_chars=0),
+        sampled=sampled,
+    )  # fmt: skip
     corpus.without_dev = lambda: corpus
     settings: tuple[dict, dict, dict] = {}, {}, {}
     chosen = plan.choose(corpus, *settings, None)
@@ -160,7 +163,10 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
     shown = (planning.SHOWN_TOKENS + 16 * 512) * machine.token(model, 16) + sample
     machine.work(Clocked(options, machine.step(model, options), shown, machine.save(model)).seconds())
     machine.work(held_out * 2 / 5 * machine.token(model, 1) + machine.save(model) / 4)
-    assert machine.now == pytest.approx(60 * minutes, rel=0.1)
+    if any("ends early" in reason for reason in plan.reasons):
+        assert machine.now < 60 * minutes and chars <= 1_000_000
+    else:
+        assert machine.now == pytest.approx(60 * minutes, rel=0.1)
     assert ("sample_chars" in settings[0]) == (chosen is not corpus)
 
 

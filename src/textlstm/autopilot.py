@@ -4,7 +4,8 @@ The machine is measured first (`trainer.speed`): its peak rate of matrix multipl
 the size that the rule proposes. Then everything is fixed, so that a run's result follows from its configuration and
 seed alone. This module only decides; it measures nothing, so that it can be tested with any machine.
 
-The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of text; `docs/log.md` has the runs):
+The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of text; `docs/autopilot.md` says it at
+length, `docs/log.md` has the runs):
 
 - V grows with the text: 512 below 200 kB, 1024 below 3 MB, 2048 below 30 MB, else 4096.
 - H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point
@@ -12,7 +13,8 @@ The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of t
 - The more epochs D / N, the more regularisation: d = 0.11 log2(epochs / 4.5), between 0 and 0.45, on the input and as
   weight drop; 0.05 + 0.75 d between layers, d + 0.1 on the output, 0.4 (d - 0.2) of whole tokens.
 - The learning rate falls with the width: 8e-3 sqrt(320 / H), 1e-2 at most.
-- Up to 40 epochs there is no development part: all text is learnt from, and the end of the schedule is the best point.
+- Up to 60 epochs there is no development part: all text is learnt from, and the end of the schedule is the best
+  point. A text is read 100 times at most.
 - 12 lanes of 64 tokens, 16 where C is above 3e14: a short run wants steps (at 2e13 operations 12 lanes cost 0.05
   nats per character less than 24, for 15 % fewer tokens a second). Short texts have fewer.
 - Averaging spans a twelfth of the run.
@@ -20,11 +22,15 @@ The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of t
 
 from __future__ import annotations
 
-import bz2
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textlstm.tokenizer import Ids
 
 USUAL_SHARE = 0.6  # of the peak rate that training reaches, for the first guess of the size
 _CHARS_PER_TOKEN = {512: 2.0, 1024: 2.4, 2048: 2.8, 4096: 3.2}  # English, own BPE
@@ -61,7 +67,7 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
     tokens = chars / chars_per_token(vocab)
     wanted = _soft_minimum(math.sqrt(operations / 7.2), _PARAMS_PER_TOKEN * tokens)
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
-    tokens_read = operations / (6 * _params(hidden, vocab))
+    tokens_read = min(operations / (6 * _params(hidden, vocab)), MOST_EPOCHS * max(1.0, tokens))
     epochs = tokens_read / max(1.0, tokens)
     d = round(min(_MOST_DROPOUT, max(0.0, 0.11 * math.log2(max(1.0, epochs / 4.5)))), 3)
     batch, length = next(
@@ -91,9 +97,10 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
 
 
 _VOCABULARIES = ((512, 200_000), (1024, 3_000_000), (2048, 30_000_000))
+MOST_EPOCHS = 100  # of a text; more of them teach nothing more, and a run ends early
 _PARAMS_PER_TOKEN = 18  # of text: 2 x 640 for a million characters
 _MOST_DROPOUT = 0.45
-_MOST_EPOCHS_WITHOUT_DEVELOPMENT = 40
+_MOST_EPOCHS_WITHOUT_DEVELOPMENT = 60
 _WIDTHS = (128, *range(192, 1025, 64), 1280, 1536)
 # Tokens of text below, operations up to: 3e14 are about 20 minutes of two cores. Only short runs were swept so far.
 _BATCHES = (
@@ -189,31 +196,67 @@ def steps_within(
 _SMALL_THINGS = 0.03  # share of a step's time that goes into the log, the screen and the memory
 
 
-def anchor(text: str) -> float:
-    """Nats per character that bzip2 takes for the beginning of a text: how hard a text it is, told in no time."""
-    begin = text[:_ANCHOR_CHARS]
-    return 8 * math.log(2) * len(bz2.compress(begin.encode("utf-8", "surrogateescape"))) / max(1, len(begin))
+def anchor(train_N: Ids, held_out_M: Ids, vocab: int, chars: int) -> float:
+    """How hard a text is, told in a moment: nats per character of an n-gram model of three tokens that learns nothing.
+
+    Interpolated as Witten and Bell do (Chen and Goodman 1999, equation 2.13 and after): a context that was followed
+    by T kinds of tokens gives the shorter context the weight of T occurrences.
+
+    Args:
+        train_N: ids of some of the training text.
+        held_out_M: ids of some of the held-out text.
+        vocab: number of ids.
+        chars: length of the held-out text that these ids stand for.
+    """
+    seen, asked = train_N.astype(np.int64), held_out_M.astype(np.int64)
+    p_M = np.full(max(0, len(asked) - 2), 1 / vocab)
+    for n in (1, 2, 3):
+        kinds, counts = np.unique(_ngrams(seen, n, vocab), return_counts=True)
+        contexts, first = np.unique(kinds // vocab, return_index=True)
+        followers, totals = np.diff([*first, len(kinds)]), np.add.reduceat(counts, first)
+        looked_up = _ngrams(asked, n, vocab)[3 - n :]
+        count, followed, total = (
+            _counts(keys, values, query)
+            for keys, values, query in (
+                (kinds, counts, looked_up),
+                (contexts, followers, looked_up // vocab),
+                (contexts, totals, looked_up // vocab),
+            )
+        )
+        p_M = np.where(total > 0, (count + followed * p_M) / np.maximum(1, total + followed), p_M)
+    return float(-np.log(p_M).mean()) * len(asked) / chars
 
 
-_ANCHOR_CHARS = 100_000
+def _ngrams(ids: NDArray[np.int64], n: int, vocab: int) -> NDArray[np.int64]:
+    """Every n successive ids as one number."""
+    found = ids[: len(ids) - n + 1]
+    for k in range(1, n):
+        found = found * vocab + ids[k : len(ids) - n + 1 + k]
+    return found
+
+
+def _counts(keys: NDArray[np.int64], values: NDArray[np.int64], query: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The value of each number that is asked for, 0 where it is no key; keys are sorted."""
+    places = np.minimum(np.searchsorted(keys, query), len(keys) - 1)
+    return np.where(keys[places] == query, values[places], 0)
 
 
 @dataclass(frozen=True)
 class Law:
-    """Loss = anchor x (floor + compute x (C / 1e13)^-alpha + text x (N / 1e5)^-beta).
+    """Loss = anchor x (floor + missed x (C / 1e13)^-alpha x (N / 1e5)^beta).
 
-    What remains of a text that no training could tell, what more training would tell, and what more text would.
+    The share of the anchor that no training takes away, and the share that this one does not yet: it falls with the
+    operations C, and the more text there is, of N tokens, the more of them it wants.
     """
 
     floor: float
-    compute: float
+    missed: float
     alpha: float
-    text: float
     beta: float
 
 
 #: Fitted by `benchmarks/quality/law.py` to `benchmarks/results/law.jsonl`.
-LAW = Law(0.6, 0.1, 0.4, 0.1, 0.4)
+LAW = Law(0.7945, 0.1018, 0.36, 0.1)
 
 
 def predict(operations: float, chars: int, vocab: int, anchor: float, law: Law = LAW) -> float:
@@ -221,11 +264,10 @@ def predict(operations: float, chars: int, vocab: int, anchor: float, law: Law =
 
     Args:
         operations: C, floating-point operations of all training steps.
-        chars: length of the training text, N tokens of it.
-        vocab: ids.
+        chars: length of the training text.
+        vocab: ids, from which the tokens of the text follow.
         anchor: of the text, as `anchor` gives it.
         law: the numbers.
     """
     tokens = chars / chars_per_token(vocab)
-    missed = law.compute * (operations / 1e13) ** -law.alpha + law.text * (tokens / 1e5) ** -law.beta
-    return float(anchor * (law.floor + missed))
+    return float(anchor * (law.floor + law.missed * (operations / 1e13) ** -law.alpha * (tokens / 1e5) ** law.beta))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from textlstm import autopilot, metrics
@@ -129,20 +131,15 @@ class Plan:
         look += _sample_seconds(model, tokenizer)
         save = 16 * model.num_params / _WRITTEN_PER_SECOND  # weights, two moments and the average, four bytes each
         spacing = () if train.eval_every is None else (1 << 60, train.eval_every)
-        train = train.replace(
-            steps=autopilot.steps_within(self._left - encoding, per_step, final, look, save, *spacing)
-        )
+        fit = autopilot.steps_within(self._left - encoding, per_step, final, look, save, *spacing)
+        tokens = int(corpus.train.num_chars / chars_per_token)
+        passes = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
+        train = train.replace(steps=min(fit, math.ceil(autopilot.MOST_EPOCHS * passes)))
         tokens_read = train.steps * train.batch_size * train.seq_len
-        passes = steps_per_epoch(
-            int(corpus.train.num_chars / chars_per_token), train.batch_size, train.seq_len, train.jitter
-        )
         if self._by_rule and tokenizer.kind == "bpe" and corpus.val.num_chars:
-            self.predicted = autopilot.predict(
-                3 * model.flops_per_token * tokens_read,
-                corpus.train.num_chars,
-                model.vocab_size,
-                autopilot.anchor(head),
-            )
+            hard = anchor_of(corpus, tokenizer, model.vocab_size)
+            operations = 3 * model.flops_per_token * tokens_read
+            self.predicted = autopilot.predict(operations, corpus.train.num_chars, model.vocab_size, hard)
         self.reasons += [
             f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token): suits "
             f"{corpus.train.num_chars:,} characters",
@@ -153,6 +150,11 @@ class Plan:
             f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
             f"{model.weight_dropout:g}, embedding dropout {model.embed_dropout:g}",
         ]
+        if train.steps < fit:
+            self.reasons.append(
+                f"ends early, after about {train.steps * per_step / 60:.1f} min: to read a text more than "
+                f"{autopilot.MOST_EPOCHS} times teaches no more (--epochs sets how often)"
+            )
         if self.predicted is not None:
             self.reasons.append(f"predicted: about {self.predicted:.2f} nats per character of the held-out text")
         return train
@@ -168,6 +170,22 @@ class Plan:
                     raise
             train = smaller
             self.notice(f"memory ran out; {portions(train)}")
+
+
+def anchor_of(corpus: Corpus, tokenizer: Tokenizer, vocab: int) -> float:
+    """How hard the held-out text is, for `autopilot.predict`: by counts in the training text; nothing is chosen by it.
+
+    Args:
+        corpus: the text.
+        tokenizer: how it is cut.
+        vocab: number of ids.
+    """
+    text = corpus.val.text
+    length = min(25_000, -(-len(text) // 4))
+    pieces = [text[start : start + length] for start in (k * len(text) // 4 for k in range(4))]
+    ids = [tokenizer.encode(piece) for piece in pieces]
+    seen = tokenizer.encode(corpus.train.head(1_000_000))
+    return autopilot.anchor(seen, np.concatenate(ids), vocab, sum(map(len, pieces)))
 
 
 def samples_of(network: RecurrentLM, tokenizer: Tokenizer, number: int = SAMPLES) -> list[str]:

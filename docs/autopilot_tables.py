@@ -1,0 +1,70 @@
+"""Writes the tables of docs/autopilot.md from the rule itself; a test sees that they are not stale.
+
+python docs/autopilot_tables.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+from textlstm import autopilot
+
+PAGE = Path(__file__).parent / "autopilot.md"
+ROOT = PAGE.parents[1]
+PEAK = 400e9  # two cores of a Xeon
+MINUTES = (0.5, 1, 3, 10, 30, 100, 600)
+CHARS = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
+
+
+def rule_table() -> list[str]:
+    """What the rule picks, for times and lengths of the training text."""
+    rows = [
+        "| minutes | characters | vocabulary | network | parameters | lanes x tokens | epochs | dropouts | lr | dev |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for minutes in MINUTES:
+        for chars in CHARS:
+            proposal = autopilot.propose(0.85 * 60 * minutes, chars, PEAK, {})
+            model, train = proposal.model, proposal.train
+            H, V = model["hidden_size"], model["vocab_size"]
+            epochs = proposal.tokens_read / (chars / autopilot.chars_per_token(V))
+            drops = (model[f"{name}_dropout"] for name in ("embed", "input", "layer", "output", "weight"))
+            cells = (
+                f"{minutes:g}", f"{chars:,}", f"{V:,}", f"2 x {H}", f"{(16 * H * H + V * H) / 1e6:.1f} M",
+                f"{train['batch_size']} x {train['seq_len']}", f"{epochs:.2g}" if epochs < 10 else f"{epochs:.0f}",
+                " / ".join(f"{d:.2f}" for d in drops), f"{train['lr']:.4f}", "yes" if proposal.development else "",
+            )  # fmt: skip
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def law_table() -> list[str]:
+    """The points that the law was fitted to, and what it says of them."""
+    path = ROOT / "benchmarks" / "quality" / "law.py"
+    spec = importlib.util.spec_from_file_location("law", path)
+    assert spec is not None and spec.loader is not None
+    law = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(law)
+    lines = [json.loads(line) for line in law.RESULTS.read_text().splitlines()]
+    return list(law.table(lines, autopilot.LAW))
+
+
+def page() -> str:
+    """The page with its tables as they should be."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, rows in (("rule", rule_table()), ("law", law_table())):
+        before, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        text = f"{before}{begin}" + "\n".join(rows) + f"\n{end}{after}"
+    return text
+
+
+def main() -> None:
+    """Writes the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
