@@ -299,14 +299,15 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
             values = [row[key][place] for row in rows]
             waiting.plot(numbers, values, style, color=color, label=f"{name}, {place}")
     waiting.set(title="milliseconds", xlabel="streams", xscale="log", yscale="log")
-    waiting.legend(frameon=False, fontsize="small")
+    waiting.set_ylim(top=10 * waiting.get_ylim()[1])
+    waiting.legend(frameon=False, fontsize="small", loc="upper left")
     for axes in (rate, waiting):
         axes.set_xticks(numbers, [str(number) for number in numbers], minor=False)
         axes.minorticks_off()
     for row, shade in zip(rows, np.linspace(0.3, 1, len(rows)), strict=True):
         if line := row.get("memory_mb"):
-            memory.plot(*zip(*line, strict=True), color=_BLUE, alpha=shade, label=f"{row['streams']} streams")
-            memory.legend(frameon=False, fontsize="small")
+            memory.plot(*zip(*line, strict=True), color=_BLUE, alpha=shade, label=row["streams"])
+            memory.legend(title="streams", frameon=False, fontsize="small", loc="lower right")
     memory.set(title="megabytes of the server", xlabel="seconds", ylim=(0, None))
     for axes in (rate, waiting, memory):
         axes.spines[["top", "right"]].set_visible(False)
