@@ -141,11 +141,7 @@ def test_no_wider_than_the_text_bears():
     """A hundred minutes of two cores on a million characters: 2 x 640, and no wider with ten times the time."""
     widths = [propose(60 * minutes, 1_003_854, 4e11, {}).model["hidden_size"] for minutes in (3, 30, 100, 600, 6000)]
     assert widths == sorted(widths) and widths[2] == widths[4] == 640 and widths[0] == 384
-<<<<<<< HEAD
-    assert propose(6000, 10**9, 4e11, {}).model["hidden_size"] == 896  # where there is text, time decides
-=======
     assert propose(6000, 10**9, 4e11, {}).model["hidden_size"] == 832  # where there is text, time decides
->>>>>>> edff806 (Autopilot: predicted loss, at most a hundred epochs, and the rule in plain words with its tables)
 
 
 @RULE
