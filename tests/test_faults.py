@@ -327,10 +327,10 @@ def test_no_checkpoint_promises_a_model_that_is_not_written(book, whole, tmp_pat
     folder, kept, refusing = tmp_path / "run", [], [True]
     real = textlstm.run.write_model
 
-    def write_model(*arguments):
+    def write_model(*arguments, **more):
         if refusing[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(*arguments)
+        return real(*arguments, **more)
 
     def act(step: int) -> None:
         if step == 14:
@@ -647,6 +647,7 @@ def other_value(value, name: str):
     special = {
         "encoding": "latin-1", "newlines": "lf", "column": "body", "val": "other.txt", "val_chars": 100,
         "tokenizer": "char", "clip": 0.5, "sample_every": 3, "spike_sigmas": 0.0, "precision": "bf16",
+        "sample_chars": 900,
     }  # fmt: skip
     if name in special:
         return special[name]

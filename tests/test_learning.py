@@ -377,7 +377,8 @@ def test_what_was_compressed_while_learning_comes_back(model, config, no_lzma):
     assert done.method == "model that learns"
     assert model.decompress(done.data) == data
     head = HEAD_BYTES + 4 + 1 + len(model.learner(config).settings) + 3
-    assert abs((len(done.data) - head) * 8 / (model.score(TEXT, learn=config).nats / math.log(2)) - 1) < 1e-3
+    bits = model.score(TEXT, learn=config).nats / math.log(2)
+    assert abs((len(done.data) - head) * 8 - bits) < 1e-3 * bits + 8  # the last byte may be nearly empty
 
 
 @settings(max_examples=20)

@@ -333,6 +333,7 @@ WRONG = {
     "typical_p": 0, "repetition_penalty": "x", "min_tokens": "x", "stop_token_ids": 5, "allowed_token_ids": "x",
     "ignore_eos": "x", "include_stop_str_in_output": "x", "truncate_prompt_tokens": "x", "t_max_predict_ms": "x",
     "return_token_ids": "x", "return_tokens_as_token_ids": "x", "state": 5, "save_state": 5,
+    "structured_outputs": 5, "guided_regex": 5, "guided_choice": 5, "use_beam_search": "x",
 }  # fmt: skip
 
 

@@ -280,7 +280,7 @@ def _space(first: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "seq_len": {"low": 32, "high": 128, "step": 16},
         "lr": {"low": 1e-3, "high": 3e-2, "log": True},
         "weight_decay": {"low": 0.01, "high": 1.0, "log": True},
-        **{name: {"low": 0.0, "high": 0.5} for name in dropouts},
+        **{name: {"low": 0.0, "high": 0.6} for name in dropouts},
     }
 
 
