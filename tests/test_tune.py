@@ -221,7 +221,7 @@ def test_any_name_of_a_folder(book):
 def test_minutes_are_kept(book, monkeypatch):
     monkeypatch.setattr("textlstm.tune.measure_step", lambda *arguments, **rest: 0.05)
     found = tune(search(book, "search", trials=2, flops=None, minutes=0.02), TuneView())
-    assert [row.steps for row in found.rows] == [int(0.02 * 60 * 0.93 / 0.05)] * 2
+    assert [row.steps for row in found.rows] == [int(0.02 * 60 * 0.97 / 0.05)] * 2
 
 
 def test_the_space_surrounds_the_rule(book):
