@@ -54,12 +54,15 @@ def serve(settings: Settings, listening: Callable[[str], None], workers: int = 1
             server.should_exit = True
 
         server = uvicorn.Server(uvicorn.Config(create_app(settings, failed), **_options(settings)))
-        # uvicorn ends in the handlers that stood before its own: Ctrl-C leaves by 130, SIGTERM by 143.
-        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        # uvicorn ends in the handlers that stood before its own: Ctrl-C leaves by 130, SIGTERM by 143, and neither is a
+        # failure to be told as JSON, since it is how a server ends.
+        ends = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(end, lambda number, frame: sys.exit(128 + number)) for end in ends]
         try:
             server.run([listener])
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for end, handler in zip(ends, before, strict=True):
+                signal.signal(end, handler)
     if failures:
         error = failures[0]
         raise error if isinstance(error, TextLSTMError) else TextLSTMError(f"the models were not loaded: {error}")
