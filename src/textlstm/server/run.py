@@ -54,8 +54,8 @@ def serve(settings: Settings, listening: Callable[[str], None], workers: int = 1
             server.should_exit = True
 
         server = uvicorn.Server(uvicorn.Config(create_app(settings, failed), **_options(settings)))
-        # uvicorn ends in the handlers that stood before its own: Ctrl-C leaves by 130, SIGTERM by 143, and neither is a
-        # failure to be told as JSON, since it is how a server ends.
+        # uvicorn ends in the handlers that stood before its own: Ctrl-C leaves by 130, SIGTERM by 143, and neither is
+        # a failure to be told as JSON, since it is how a server ends.
         ends = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(end, lambda number, frame: sys.exit(128 + number)) for end in ends]
         try:
