@@ -133,6 +133,21 @@ def test_a_model_that_was_taken_out_of_its_run_scores_texts(run_folder, run, tmp
     assert not [r for r in board["rows"] if r["method"] == "frequency of bytes"]
 
 
+def test_inspect_without_files_reads_the_held_out_text(run_folder, trained, run, tmp_path):
+    found = run("inspect", run_folder, "--chars", "600", "--json").json
+    held = TEXT[-trained[1].val["chars"] :][:200]
+    model = Model.load(run_folder)
+    shown = model.inspect(TEXT[: -trained[1].val["chars"]][-400:], held).shown
+    assert found["nats_per_token"] == pytest.approx(shown.nats_T.mean()) and len(shown.nats_T) == 200
+    shutil.copy(run_folder / "model.safetensors", tmp_path / "alone.safetensors")
+    alone = run("inspect", tmp_path / "alone.safetensors", "--chars", "600", "--json")
+    assert alone.code == 0 and "reads what it writes itself" in alone.err
+    config = json.loads((run_folder / "config.json").read_text())
+    (run_folder / "config.json").write_text(json.dumps({**config, "sources": [str(tmp_path / "gone.txt")]}))
+    gone = run("inspect", run_folder, "--chars", "600", "--json")
+    assert gone.code == 0 and "is not at hand" in gone.err
+
+
 @pytest.mark.slow
 def test_the_shipped_model_knows_its_splits(tmp_path):
     card = Model.load("shakespeare").card

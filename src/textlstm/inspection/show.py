@@ -144,8 +144,8 @@ def write_png(xray: XRay, path: Path, title: str) -> None:
     figure = Figure(figsize=(12, 8), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    above, below = figure.subfigures(2, 1)
-    (lives, gates, memory), cells = above.subplots(1, 3), below.subplots()
+    halves: Any = figure.subfigures(2, 1)
+    (lives, gates, memory), cells = halves[0].subplots(1, 3), halves[1].subplots()
     for layer, f_TH in enumerate(xray.shown.values["f"]):
         lives.plot(np.sort(half_lives(f_TH)), label=f"layer {layer}")
     lives.set(
