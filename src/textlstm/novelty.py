@@ -248,14 +248,11 @@ class CopyMeter:
 
     def tell(self, written: Copied) -> str:
         """What was written, in words, beside what people write."""
-
-        def words(one: Copied) -> str:
-            return (
-                f"{one.longest:.0f} characters, {one.copied[RUN_LENGTHS[0]]:.1%} in runs of {RUN_LENGTHS[0]} or more"
-            )
-
-        people = "" if self.human is None else f" (people: {words(self.human)})"
-        return f"longest run {words(written)}{people}"
+        least = RUN_LENGTHS[0]
+        told = f"longest run {written.longest:.0f} characters, {written.copied[least]:.1%} in runs of {least} or more"
+        if self.human is None:
+            return told
+        return f"{told} (people: {self.human.longest:.0f}, {self.human.copied[least]:.1%})"
 
 
 class CopyGuard:
