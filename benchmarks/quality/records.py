@@ -34,19 +34,18 @@ ROWS: dict[str, tuple[str, ...]] = {
     "minutes-30-original": ("tiny-shakespeare", "--minutes", "30", *ORIGINAL),
     "minutes-100-original": ("tiny-shakespeare", "--minutes", "100", *ORIGINAL),
     "static": (
-        *"tiny-shakespeare --steps 22500 --hidden-size 640 --embed-size 640 --lr 5.7e-3 --input-dropout 0.38".split(),
-        *"--layer-dropout 0.35 --output-dropout 0.5 --weight-dropout 0.38 --embed-dropout 0.08".split(),
-        *"--weight-decay 0.35 --ema 0.9985 --dev-fraction 0 --eval-every 750".split(),
-        *ORIGINAL,
+        "tiny-shakespeare", "--steps", "22500", "--hidden-size", "640", "--embed-size", "640", "--lr", "5.7e-3",
+        "--input-dropout", "0.38", "--layer-dropout", "0.35", "--output-dropout", "0.5", "--weight-dropout", "0.38",
+        "--embed-dropout", "0.08", "--weight-decay", "0.35", "--ema", "0.9985", "--dev-fraction", "0",
+        "--eval-every", "750", *ORIGINAL,
     ),
     "tuned-1e14": (
-        *"tiny-shakespeare --steps 7884 --hidden-size 384 --embed-size 384 --batch-size 12 --lr 7e-3".split(),
-        *"--input-dropout 0.2 --layer-dropout 0.2 --output-dropout 0.3 --weight-dropout 0.2 --ema 0.995".split(),
-        *"--dev-fraction 0 --eval-every 788".split(),
-        *ORIGINAL,
+        "tiny-shakespeare", "--steps", "7884", "--hidden-size", "384", "--embed-size", "384", "--batch-size", "12",
+        "--lr", "7e-3", "--input-dropout", "0.2", "--layer-dropout", "0.2", "--output-dropout", "0.3",
+        "--weight-dropout", "0.2", "--ema", "0.995", "--dev-fraction", "0", "--eval-every", "788", *ORIGINAL,
     ),
     "gpt2-pruned-30": ("tiny-shakespeare", "--minutes", "30", "--tokenizer", "gpt2-pruned", *ORIGINAL),
-}
+}  # fmt: skip
 
 
 def train(row: str, seed: int, runs: Path) -> dict[str, object]:
