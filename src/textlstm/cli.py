@@ -746,7 +746,7 @@ def _own_texts(loaded: Any, name: str, chars: int, notice: Callable[[str], None]
 
     corpus = None
     try:
-        corpus = training_corpus(find_model(name).parent, loaded.card, notice)
+        corpus = training_corpus(find_model(name), loaded.card, notice)
     except TextLSTMError as error:
         notice(f"the text that the model was trained on is not at hand: {error}")
     if corpus is None or not corpus.val.num_chars or not isinstance(corpus.train, Part):
