@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -50,19 +51,23 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 def train(row: str, seed: int, runs: Path) -> dict[str, object]:
     """Trains a row, or goes on with it, and returns its line."""
-    folder = runs / f"{row}-{seed}"
-    arguments = ["train", *ROWS[row], "--seed", str(seed)]
+    return {"row": row, "seed": seed, **trained([*ROWS[row], "--seed", str(seed)], runs / f"{row}-{seed}")}
+
+
+def trained(options: Sequence[str], folder: Path) -> dict[str, object]:
+    """Runs `textlstm train` with some options, or goes on where it stopped, and tells what came out."""
+    arguments = ["train", *options]
     command = [sys.executable, "-m", "textlstm", *arguments, "--out", str(folder), "--resume", "--json"]
     before = machine_card()
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     config = answer["config"]
-    model, options = ModelConfig.from_dict(config["model"]), config["train"]
-    tokens = answer["steps"] * options["batch_size"] * options["seq_len"]
+    model, settings = ModelConfig.from_dict(config["model"]), config["train"]
+    tokens = answer["steps"] * settings["batch_size"] * settings["seq_len"]
     return {
-        "row": row, "seed": seed, "command": " ".join(["textlstm", *arguments]), "val": answer["val"],
-        "steps": answer["steps"], "seconds": answer["seconds"], "params": answer["params"],
-        "flops": 3 * model.flops_per_token * tokens, "model": config["model"], "train": options, "machine": before,
+        "command": " ".join(["textlstm", *arguments]), "val": answer["val"], "steps": answer["steps"],
+        "seconds": answer["seconds"], "params": answer["params"], "flops": 3 * model.flops_per_token * tokens,
+        "model": config["model"], "train": settings, "machine": before,
     }  # fmt: skip
 
 
