@@ -112,14 +112,15 @@ def ship(name: str) -> dict[str, object]:
         plays.main(Path("plays"))
     if name == "names" and not Path("census").exists():
         write_names(Path("census"))
-    line = trained(shipped.options.split(), Path(name))
-    fp32, path = Path(name, "model.safetensors"), PLACE / f"{name}.safetensors"
-    Model.load(fp32).save(path, "int8")
+    folder = Path("models", name)  # not beside the texts: a folder called as a corpus would hide it
+    line = trained(shipped.options.split(), folder)
+    fp32, path = folder / "model.safetensors", PLACE / f"{name}.safetensors"
     single = Model.load(fp32)
-    known = single.card["corpus"]
-    amend_card(path, {"corpus": {**known, "source": shipped.source, "licence": shipped.licence}})
     corpus = training_corpus(fp32, single.card, print)
     assert corpus is not None and isinstance(corpus.train, Part)
+    single.primed(corpus.train.text).save(path, "int8")  # with the statistics that `--learn` goes by
+    described = {**single.card["corpus"], "source": shipped.source, "licence": shipped.licence}
+    amend_card(path, {"command": line["command"], "corpus": described})
     text, context = corpus.val.text, corpus.train.text[-CONTEXT:]
     own, shipped_score = (model.score(text, context=context) for model in (single, Model.load(path, "int8")))
     lost = (shipped_score.nats - own.nats) / own.chars

@@ -519,8 +519,9 @@ def _check_same(setup: Setup, request: Request, folder: Path) -> None:
         raise RunError(
             f"{folder} was begun with other settings ({'; '.join(different)}); leave them out, or begin anew"
         )
-    if request.sources and [absolute(str(source)) for source in request.sources] != list(setup.sources):
-        raise RunError(f"{folder} was begun with {' '.join(setup.sources)}, not {' '.join(map(str, request.sources))}")
+    sources = [absolute(str(source)) for source in request.sources]
+    if sources and sources != list(setup.sources):
+        raise RunError(f"{folder} was begun with {' '.join(setup.sources)}, not {' '.join(sources)}")
 
 
 def _resume(
