@@ -348,6 +348,7 @@ def test_compiled_draw_equals_the_reference(data):
         dict(
             temperature=data.draw(st.sampled_from([0.0, 1e-300, 0.3, 0.8, 1.0, 2.5, 1e300])),
             top_k=data.draw(st.sampled_from([0, 1, 3, 40, 10**9])),
+            typical_p=data.draw(st.sampled_from([1.0, 1.0, 1e-9, 0.3, 0.9, 0.999999])),
             top_p=data.draw(st.sampled_from([1.0, 0.0, 0.3, 0.5, 0.95, 0.999999])),
             min_p=data.draw(st.sampled_from([0.0, 0.02, 0.5, 1.0])),
             banned=data.draw(st.none() | st.lists(st.integers(1, max(1, V - 1)), max_size=min(9, V - 1))),
@@ -373,15 +374,16 @@ def test_compiled_draw_equals_the_reference(data):
     assert sample(logits, rows()).tolist() == expected
 
 
-def test_rows_that_the_kernel_cannot_do_stand_beside_those_that_it_can():
-    logits = np.random.default_rng(0).normal(size=(6, 50), scale=3).astype(np.float32)
-
-    def rows():
-        every = [dict(), dict(typical_p=0.5), dict(top_k=3), dict(presence_penalty=0.5), dict(temperature=0.0), dict()]
-        return [make_row(50, seed=seed, **one) for seed, one in enumerate(every)]
-
-    assert [row.quick for row in rows()] == [True, False, True, True, True, True]
-    assert sample(logits, rows()).tolist() == sampling.reference(logits, rows()).tolist()
+@pytest.mark.skipif(not kernels.kinds(), reason="the kernel does not run on this machine")
+@pytest.mark.parametrize("scale", [0.01, 1.5, 6.0])
+def test_compiled_draw_equals_the_reference_in_a_large_vocabulary(scale):
+    V = 50_257
+    logits = np.random.default_rng(1).normal(size=(1, V), scale=scale).astype(np.float32)
+    for coarse in (logits, np.round(logits * 4) / 4):
+        for truncation in (dict(top_k=40), dict(top_p=0.95), dict(typical_p=0.4, top_p=0.9), dict(typical_p=0.98)):
+            for seed in range(3):
+                one, other = (make_row(V, seed=seed, **truncation) for _ in range(2))
+                assert sample(coarse, [one]).tolist() == sampling.reference(coarse, [other]).tolist()
 
 
 # --- draws ---------------------------------------------------------------------------------------------

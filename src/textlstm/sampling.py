@@ -5,8 +5,8 @@ one for each row, sets removed tokens to -inf and always leaves one. `top_k` and
 logits together; `top_p` and `typical_p` keep the smallest set, of equal tokens at its edge the lowest ids.
 
 A token's weight is a whole number, `weights`, so that sums are exact and what a row draws depends on its own logits
-and stream only, bit for bit, on every machine. `kernels` does the common cases again, compiled; `sample` takes that
-where it can, and the tests hold both equal.
+and stream only, bit for bit, on every machine. `kernels` does all of it again, compiled; `sample` takes that where it
+can, and the tests hold both equal.
 
 Shapes: B rows of a batch, V ids of the vocabulary, D rows that draw (those with a temperature above 0).
 """
@@ -28,6 +28,8 @@ Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
 
+_PARTS = 65536  # of which a logit is a whole number where logits are summed, so that their sums are exact
+
 
 class Row:
     """One row of a batch: how it is sampled, its random stream, and which tokens it has met.
@@ -42,31 +44,25 @@ class Row:
     def __init__(
         self, config: SamplingConfig, rng: np.random.Generator, vocab_size: int, banned: Bools | None = None
     ) -> None:
-        self.config, self.rng, self.banned = config, rng, banned
-        self._compiled: tuple[float, float, float, int] | None = None  # what `kernels.ROW` takes of the settings
-        self._address: tuple[Bools | None, int] = (None, 0)  # of what was banned last
+        self.config, self.rng, self.banned, self.vocab_size = config, rng, banned, vocab_size
         self.penalties = (config.repetition_penalty, config.frequency_penalty, config.presence_penalty)
         self.penalized = self.penalties != (1, 0, 0)
         self.seen: Bools = np.zeros(vocab_size if self.penalized else 0, np.bool_)
         self.counts: npt.NDArray[np.int32] = np.zeros(self.seen.shape, np.int32)
-        if config.typical_p == 1:
-            least = math.log(config.min_p) if config.min_p > 0 else -math.inf
-            self._compiled = (config.temperature, config.top_p, least, config.top_k)
+        least = math.log(config.min_p) if config.min_p > 0 else -math.inf
+        self._truncation = (config.temperature, config.typical_p, config.top_p, least)
+        self._met = (kernels.address(self.seen), kernels.address(self.counts)) if self.penalized else (0, 0)
+        self._address: tuple[Bools | None, int] = (None, 0)  # of what was banned last
 
-    @property
-    def quick(self) -> bool:
-        """Whether the compiled draw can do this row."""
-        return self._compiled is not None
-
-    def compiled(self) -> tuple[float, float, float, float, int, int]:
-        """A quick row as `kernels.ROW` has it, with the next number of its stream, or none at temperature 0."""
-        assert self._compiled is not None
-        temperature, top_p, least, top_k = self._compiled
-        mark = self.rng.random() if temperature > 0 else 0.0
+    def packed(self) -> bytes:
+        """The row as the compiled draw has it, with the next number of its stream, or none at temperature 0."""
+        mark = self.rng.random() if self.config.temperature > 0 else 0.0
         if self._address[0] is not self.banned:
             self.banned = None if self.banned is None else np.ascontiguousarray(self.banned, np.bool_)
             self._address = self.banned, 0 if self.banned is None else kernels.address(self.banned)
-        return temperature, top_p, least, mark, top_k, self._address[1]
+        return kernels.ROW.pack(
+            *self._truncation, mark, *self.penalties, self.config.top_k, self._address[1], *self._met
+        )
 
     def read(self, ids: npt.ArrayLike) -> None:
         """Notes tokens of the prompt (T,), which only the repetition penalty heeds."""
@@ -149,7 +145,6 @@ def top_k(logits_BV: Floats, k_B: Ints) -> Floats:
     return np.where(logits_BV >= np.take_along_axis(parted_BV, place_B[:, None], axis=-1), logits_BV, -np.inf)
 
 
-@np.errstate(divide="ignore")
 def typical_p(logits_BV: Floats, mass_B: Floats) -> Floats:
     """Keeps the tokens whose surprise is nearest to the entropy, up to a mass (Meister et al. 2023).
 
@@ -160,11 +155,12 @@ def typical_p(logits_BV: Floats, mass_B: Floats) -> Floats:
     Returns:
         Logits (B, V), -inf where removed.
     """
-    probs_BV = _softmax(logits_BV)
-    surprise_BV = -np.log(probs_BV)
-    entropy_B = (probs_BV * np.where(probs_BV > 0, surprise_BV, 0)).sum(-1)
-    whole_BV = weights(logits_BV - logits_BV.max(-1, keepdims=True))
-    return _keep_mass(logits_BV, whole_BV, np.abs(surprise_BV - entropy_B[:, None]), mass_B)
+    x_BV = logits_BV - logits_BV.max(-1, keepdims=True)
+    whole_BV = weights(x_BV)
+    # A surprise is as far from the entropy, which is the mean surprise, as its logit from the mean logit.
+    parts_BV = np.rint(np.where(whole_BV > 0, x_BV, 0) * _PARTS).astype(np.int64)
+    mean_B1 = (whole_BV * parts_BV).sum(-1, keepdims=True) / whole_BV.sum(-1, keepdims=True) / _PARTS
+    return _keep_mass(logits_BV, whole_BV, np.abs(x_BV - mean_B1.astype(x_BV.dtype)), mass_B)
 
 
 def top_p(logits_BV: Floats, mass_B: Floats) -> Floats:
@@ -242,25 +238,14 @@ def sample(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
     if len(rows) != len(logits_BV):
         raise ValueError(f"{len(rows)} rows for {len(logits_BV)} rows of logits")
     kernel = kernels.load()
-    quick = [i for i, row in enumerate(rows) if row.quick]
-    if kernel is None or logits_BV.dtype != np.float32 or not quick:
+    if kernel is None or logits_BV.dtype != np.float32 or not rows:
         return reference(logits_BV, rows)
-    if len(quick) == len(rows):
-        return _draw(kernel, logits_BV, rows)
-    ids_B = np.empty(len(rows), np.int64)
-    slow = [i for i, row in enumerate(rows) if not row.quick]
-    ids_B[quick] = _draw(kernel, logits_BV[quick], [rows[i] for i in quick], quick)
-    try:
-        ids_B[slow] = reference(logits_BV[slow], [rows[i] for i in slow], slow)
-    except TextLSTMError:
-        _put_back([rows[i] for i in quick])
-        raise
-    return ids_B
+    return _draw(kernel, logits_BV, rows)
 
 
-def reference(logits_BV: Floats, rows: Sequence[Row], numbers: Sequence[int] | None = None) -> npt.NDArray[np.int64]:
-    """What `sample` does, slow and obvious; `numbers` are those by which an error names the rows."""
-    best_B, drawing, whole_DV = _distributions(logits_BV, rows, numbers)
+def reference(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+    """What `sample` does, slow and obvious."""
+    best_B, drawing, whole_DV = _distributions(logits_BV, rows)
     below_DV = np.cumsum(whole_DV, axis=-1)
     total_D = below_DV[:, -1]
     marks_D = np.array([rows[i].rng.random() for i in drawing]) * total_D
@@ -269,40 +254,19 @@ def reference(logits_BV: Floats, rows: Sequence[Row], numbers: Sequence[int] | N
     return best_B
 
 
-def _draw(
-    kernel: kernels.Kernel, logits_BV: Floats, rows: Sequence[Row], numbers: Sequence[int] | None = None
-) -> npt.NDArray[np.int64]:
-    """The draw of quick rows, compiled."""
+def _draw(kernel: kernels.Kernel, logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+    """The same, compiled."""
     B, V = logits_BV.shape
-    penalized_BV = np.ascontiguousarray(_penalized(logits_BV, rows))
-    if any(row.banned is not None and row.banned.shape != (V,) for row in rows):
-        raise ValueError(f"a row bans some of another number of ids than {V}")
-    settings_B = np.array([row.compiled() for row in rows], kernels.ROW)
-    ids_B, scratch = np.empty(B, np.int64), np.empty(3 * V, np.int32)
-    kernel.draw(B, V, *map(kernels.address, (penalized_BV, settings_B, scratch, ids_B)))
-    if ids_B.min() < 0:
+    for row in rows:
+        if row.vocab_size != V or (row.banned is not None and row.banned.shape != (V,)):
+            raise ValueError(f"a row has or bans another number of ids than {V}")
+    logits_BV = np.ascontiguousarray(logits_BV)
+    settings = b"".join([row.packed() for row in rows])
+    ids = np.empty(B + 2 * V, np.int64)  # behind them is room for the kernel to work in
+    if kernel.draw(B, V, kernels.address(logits_BV), settings, kernels.address(ids)):
         _put_back(rows)
-        _distributions(logits_BV, rows, numbers)  # which says what is wrong
-    return ids_B
-
-
-@np.errstate(over="ignore")  # infinities are found by the draw
-def _penalized(logits_BV: Floats, rows: Sequence[Row]) -> Floats:
-    """Logits after the penalties of the rows, as `penalize` has them: those of tokens that were met are others."""
-    if not any(row.penalized for row in rows):
-        return logits_BV
-    logits_BV = logits_BV.copy()
-    for x_V, row in zip(logits_BV, rows, strict=True):
-        if row.penalized:
-            met, (repetition, frequency, presence) = row.seen.nonzero()[0], row.penalties
-            x_M = x_V[met].astype(np.float64)
-            if repetition != 1:
-                x_M = np.where(x_M > 0, x_M / repetition, x_M * repetition)
-            if frequency or presence:
-                counts_M = row.counts[met]
-                x_M = x_M - counts_M * frequency - (counts_M > 0) * presence
-            x_V[met] = x_M
-    return logits_BV
+        _distributions(logits_BV, rows)  # which says what is wrong
+    return ids[:B].copy()
 
 
 def _put_back(rows: Sequence[Row]) -> None:
@@ -313,11 +277,11 @@ def _put_back(rows: Sequence[Row]) -> None:
 
 
 def _distributions(
-    logits_BV: Floats, rows: Sequence[Row], numbers: Sequence[int] | None = None
+    logits_BV: Floats, rows: Sequence[Row]
 ) -> tuple[npt.NDArray[np.int64], list[int], npt.NDArray[np.int64]]:
     """The likeliest token of each row (B,), which D rows draw, and the weights of their tokens (D, V)."""
     diverged = "the logits hold NaN or infinity; train again with a smaller lr, or take an earlier checkpoint"
-    _require_finite(logits_BV.max(-1), DivergedError, diverged, numbers)
+    _require_finite(logits_BV.max(-1), DivergedError, diverged)
     x_BV: Floats = np.array(logits_BV, np.float32)
     for x_V, row in zip(x_BV, rows, strict=True):
         if row.banned is not None:
@@ -331,7 +295,7 @@ def _distributions(
     best_B = x_BV.argmax(-1).astype(np.int64)
     top_B = x_BV[np.arange(len(rows)), best_B]
     nothing = "no token is left to draw; ban fewer tokens, use smaller penalties, or allow longer copies"
-    _require_finite(top_B, UsageError, nothing, numbers)
+    _require_finite(top_B, UsageError, nothing)
     with np.errstate(over="ignore"):
         x_BV -= top_B[:, None]  # so that a tiny temperature sends logits to -inf, never to +inf
     drawing = [i for i, row in enumerate(rows) if row.config.temperature > 0]
@@ -343,14 +307,14 @@ def _distributions(
             x_DV = operator(x_DV, np.array(values))
         elif on:
             x_DV[on] = operator(x_DV[on], np.array(values)[on])
+        x_DV = x_DV - x_DV.max(-1, keepdims=True)  # of which typical_p may have removed the likeliest
     return best_B, drawing, weights(x_DV)
 
 
-def _require_finite(top_B: Floats, error: type[TextLSTMError], problem: str, numbers: Sequence[int] | None) -> None:
+def _require_finite(top_B: Floats, error: type[TextLSTMError], problem: str) -> None:
     finite_B = np.isfinite(top_B)
     if not finite_B.all():
-        row = int(finite_B.argmin())
-        raise error(f"row {row if numbers is None else numbers[row]}: {problem}")
+        raise error(f"row {int(finite_B.argmin())}: {problem}")
 
 
 def log_softmax(logits_V: Floats) -> npt.NDArray[np.float64]:
@@ -358,14 +322,6 @@ def log_softmax(logits_V: Floats) -> npt.NDArray[np.float64]:
     x_V = np.asarray(logits_V, np.float64) - np.max(logits_V, axis=-1, keepdims=True)
     log_probs_V: npt.NDArray[np.float64] = x_V - np.log(np.exp(x_V).sum(-1, keepdims=True))
     return log_probs_V
-
-
-def _softmax(logits_BV: Floats) -> npt.NDArray[np.float64]:
-    probs_BV = np.array(logits_BV, np.float64)
-    probs_BV -= probs_BV.max(-1, keepdims=True)
-    np.exp(probs_BV, out=probs_BV)
-    probs_BV /= probs_BV.sum(-1, keepdims=True)
-    return probs_BV
 
 
 def _keep_mass(logits_BV: Floats, whole_BV: Ints, rank_BV: Floats, mass_B: Floats) -> Floats:
@@ -377,5 +333,6 @@ def _keep_mass(logits_BV: Floats, whole_BV: Ints, rank_BV: Floats, mass_B: Float
     last_B1 = np.take_along_axis(rank_BV, np.take_along_axis(order_BV, kept_B1 - 1, -1), -1)
     # A stable sort would put equal ranks in order as well, but takes five times as long at V = 50,257.
     under_BV, equal_BV = rank_BV < last_B1, rank_BV == last_B1
-    room_B1 = kept_B1 - under_BV.sum(-1, keepdims=True)
-    return np.where(under_BV | (equal_BV & (equal_BV.cumsum(-1) <= room_B1)), logits_BV, -np.inf)
+    before_BV = (whole_BV * under_BV).sum(-1, keepdims=True) + (whole_BV * equal_BV).cumsum(-1) - whole_BV
+    edge_BV = equal_BV & ((before_BV < wanted_B1) | (equal_BV.cumsum(-1) == 1))
+    return np.where(under_BV | edge_BV, logits_BV, -np.inf)

@@ -139,8 +139,8 @@ class Session:
         if guard is not None:
             writer.follow(self._before())
         if writer.row.penalized:
-            writer.row.seen = self._fed_V + self._written_V > 0
-            writer.row.counts = self._written_V.astype(np.int32)
+            writer.row.seen[:] = self._fed_V + self._written_V > 0
+            writer.row.counts[:] = self._written_V
         return self._write(writer)
 
     def generate(self, **options: Any) -> str:

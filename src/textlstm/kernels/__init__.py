@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import platform
+import struct
 from ctypes import POINTER, Structure, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -86,9 +87,7 @@ class Rows(Structure):
 
 
 #: `struct row` of sampling.c.
-ROW = np.dtype(
-    [("temperature", "f8"), ("top_p", "f8"), ("least", "f8"), ("mark", "f8"), ("top_k", "i8"), ("banned", "i8")]
-)
+ROW = struct.Struct("8d4q")
 
 
 def exponential(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -133,7 +132,8 @@ class Kernel:
         self.pack = _function(getattr(library, f"pack_{kind}"), 5, 3)
         self.run = _function(getattr(library, f"run_{kind}"), 0, 2)
         self.run.restype = c_int64
-        self.draw = _function(getattr(library, f"draw_{kind}"), 2, 4)
+        self.draw = _function(getattr(library, f"draw_{kind}"), 2, 3)
+        self.draw.restype = c_int64
         self.exponentials = _function(getattr(library, f"exponentials_{kind}"), 0, 1)
         self.lstm_forward = _function(getattr(library, f"lstm_forward_{kind}", None), 0, 1)
         self.lstm_backward = _function(getattr(library, f"lstm_backward_{kind}", None), 0, 1)
