@@ -1,4 +1,4 @@
-"""The main job, as whole processes: time to the original program's loss, and from the shell to the first text.
+"""The main job, as a whole process: time to the original program's loss.
 
     TEXTLSTM_CORPORA=FOLDER python benchmarks/main_job.py
 
@@ -15,12 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from card import report, spread
+from card import report
 
 from textlstm.corpus.named import find
 
 TARGET = "1.9007"  # nats per character: 5.86 per GPT-2 token
-RUNS = 5
 
 
 def command(*arguments: str) -> list[str]:
@@ -41,20 +40,8 @@ def time_to_loss(folder: str) -> dict[str, float]:
     }
 
 
-def first_text() -> tuple[float, float]:
-    """Seconds from the shell to the first character, and to the exit, of 200 characters by the shipped model."""
-    started = time.perf_counter()
-    arguments = command("generate", "shakespeare", "--max-chars", "200", "--seed", "1")
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        os.read(process.stdout.fileno(), 1)
-        first = time.perf_counter() - started
-        process.stdout.read()
-    return first, time.perf_counter() - started
-
-
 def main() -> None:
-    """Runs both."""
+    """Runs it."""
     corpus = find("tiny-shakespeare")
     assert corpus is not None
     if not corpus.load(print).canonical:
@@ -63,16 +50,7 @@ def main() -> None:
         os.environ["TEXTLSTM_CORPORA"] = str(Path(folder).resolve())
     with tempfile.TemporaryDirectory() as folder:
         reached = time_to_loss(folder)
-    first_text()
-    times = [first_text() for _ in range(RUNS)]
-    report(
-        "main_job",
-        {
-            "time_to_loss": reached,
-            "generate_first_character": spread([first for first, _ in times]),
-            "generate_200_characters": spread([whole for _, whole in times]),
-        },
-    )
+    report("main_job", {"time_to_loss": reached})
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ class LoopLSTM(nn.Module):
         self.forget, self.enter, self.candidate, self.out = (nn.Linear(2 * HIDDEN, HIDDEN) for _ in range(4))
         self.lm_head = nn.Linear(HIDDEN, VOCAB)
 
-    def forward(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def outputs(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """What the cell gives at every place, shape (B, T, H)."""
         x_BTH = self.linear(self.emb(ids_BT))
         h = c = torch.zeros(len(ids_BT), HIDDEN)
         outputs_BTH = torch.zeros(*ids_BT.shape, HIDDEN)  # filled in place, as the original does
@@ -50,7 +51,11 @@ class LoopLSTM(nn.Module):
             c = f * c + i * torch.tanh(self.candidate(both))
             h = o * torch.tanh(c)
             outputs_BTH[:, t] = h
-        logits = self.lm_head(outputs_BTH) * 0.1
+        return outputs_BTH
+
+    def forward(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and loss."""
+        logits = self.lm_head(self.outputs(ids_BT)) * 0.1
         return logits, nn.functional.cross_entropy(logits.flatten(0, 1), targets_BT.flatten())
 
 
