@@ -49,20 +49,21 @@ class Row:
         self.penalized = self.penalties != (1, 0, 0)
         self.seen: Bools = np.zeros(vocab_size if self.penalized else 0, np.bool_)
         self.counts: npt.NDArray[np.int32] = np.zeros(self.seen.shape, np.int32)
-        least = math.log(config.min_p) if config.min_p > 0 else -math.inf
-        self._truncation = (config.temperature, config.typical_p, config.top_p, least)
-        self._met = (kernels.address(self.seen), kernels.address(self.counts)) if self.penalized else (0, 0)
-        self._address: tuple[Bools | None, int] = (None, 0)  # of what was banned last
+        self._packed: tuple[Bools | None, bytes] | None = None  # with what is banned there
 
     def packed(self) -> bytes:
         """The row as the compiled draw has it, with the next number of its stream, or none at temperature 0."""
-        mark = self.rng.random() if self.config.temperature > 0 else 0.0
-        if self._address[0] is not self.banned:
+        if self._packed is None or self._packed[0] is not self.banned:
             self.banned = None if self.banned is None else np.ascontiguousarray(self.banned, np.bool_)
-            self._address = self.banned, 0 if self.banned is None else kernels.address(self.banned)
-        return kernels.ROW.pack(
-            *self._truncation, mark, *self.penalties, self.config.top_k, self._address[1], *self._met
-        )
+            config, penalized = self.config, self.penalized
+            least = math.log(config.min_p) if config.min_p > 0 else -math.inf
+            settings = kernels.SETTINGS.pack(
+                config.temperature, config.typical_p, config.top_p, least, *self.penalties, config.top_k,
+                0 if self.banned is None else kernels.address(self.banned),
+                kernels.address(self.seen) if penalized else 0, kernels.address(self.counts) if penalized else 0,
+            )  # fmt: skip
+            self._packed = self.banned, settings
+        return kernels.MARK.pack(self.rng.random() if self.config.temperature > 0 else 0.0) + self._packed[1]
 
     def read(self, ids: npt.ArrayLike) -> None:
         """Notes tokens of the prompt (T,), which only the repetition penalty heeds."""

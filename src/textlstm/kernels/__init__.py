@@ -86,8 +86,8 @@ class Rows(Structure):
     ]
 
 
-#: `struct row` of sampling.c.
-ROW = struct.Struct("8d4q")
+#: `struct row` of sampling.c, the number that is drawn with and the rest.
+MARK, SETTINGS = struct.Struct("d"), struct.Struct("7d4q")
 
 
 def exponential(x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -206,6 +206,12 @@ static const float *first_products(const struct model *m, int64_t id, int8_t *x)
     return row;
 }
 
+/* Asks for the products of one row and panel before they are needed: those of the rows lie far apart. */
+static inline void fetch(const float *products)
+{
+    for (int i = 0; i < 64; i += 16) __builtin_prefetch(products + i);
+}
+
 /* One time step of a layer: from W x + b and the state before to the state after. */
 static void cells(const struct matrix *w, int64_t H, int64_t B, const int8_t *x, int64_t stride, const float *scales,
                   const float *const *products, const float *c_before, float *c_after, float *h_after, int64_t h_row)
@@ -214,6 +220,7 @@ static void cells(const struct matrix *w, int64_t H, int64_t B, const int8_t *x,
     for (int64_t p = 0; p < w->panels; p++)
         for (int64_t b = 0; b < B; b += ROWS) {
             int64_t R = B - b < ROWS ? B - b : ROWS, units = H - p * 16 < 16 ? H - p * 16 : 16;
+            for (int64_t r = 0; r < R && p + 1 < w->panels; r++) fetch(products[b + r] + (p + 1) * 64);
             product(w, p, R, x + b * stride, stride, sums);
             for (int64_t r = 0; r < R; r++) {
                 float c[16] = {0}, h[16];

@@ -3,8 +3,8 @@
 #include "vector.h"
 
 struct row {
-    double temperature, typical_p, top_p, least; /* least: logarithm of min_p, -inf where it is off */
     double mark; /* a number from 0 to 1 */
+    double temperature, typical_p, top_p, least; /* least: logarithm of min_p, -inf where it is off */
     double repetition, frequency, presence; /* penalties */
     int64_t top_k; /* 0 is off */
     const uint8_t *banned; /* or null */
