@@ -227,8 +227,12 @@ def _store(name: str, array: NDArray[np.float32], dtype: DType) -> dict[str, NDA
 
 def quantise(array_RK: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """A matrix as whole numbers from -127 to 127, shape (R, K), and the scale of each row, shape (R,)."""
-    scale_R = np.maximum(np.abs(array_RK).max(axis=1), np.float32(1e-12)) / np.float32(127)
-    return np.rint(array_RK / scale_R[:, None]).astype(np.int8), scale_R
+    whole_RK, scale_R = np.empty(array_RK.shape, np.int8), np.empty(len(array_RK), np.float32)
+    for first in range(0, len(array_RK), 128):  # so few rows that what is made of them stays in the processor's cache
+        rows = slice(first, first + 128)
+        scale_R[rows] = np.maximum(np.abs(array_RK[rows]).max(axis=1), np.float32(1e-12)) / np.float32(127)
+        whole_RK[rows] = np.rint(array_RK[rows] / scale_R[rows, None])
+    return whole_RK, scale_R
 
 
 def _restore(name: str, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

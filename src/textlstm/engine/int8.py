@@ -84,7 +84,8 @@ def quantise_network(config: ModelConfig, weights: Mapping[str, Floats]) -> Quan
 
     embedding = weights["embedding.weight"]
     if config.input_projection:
-        embedding = embedding @ weights["input.weight"].T + weights["input.bias"]
+        embedding = embedding @ weights["input.weight"].T
+        embedding += weights["input.bias"]
     layers = tuple(
         (matrix(f"lstm.{n}.weight_ih", weights[f"lstm.{n}.bias"]), matrix(f"lstm.{n}.weight_hh"))
         for n in range(config.num_layers)
