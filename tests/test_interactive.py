@@ -330,4 +330,4 @@ def test_in_a_real_terminal(model):
     terminal.wait_for("/load x comes back here.*>")
     terminal.press("\x04")
     assert terminal.close() == 0 and "Traceback" not in terminal.shown
-    assert "/help lists the commands" in terminal.shown
+    assert "/help lists the commands" in terminal.shown and "^C" not in terminal.shown

@@ -132,7 +132,7 @@ class Conversation:
 
     def _command_again(self, _: str) -> Iterator[str]:
         if self._last is None or not self._past:
-            raise UsageError("nothing was written yet")
+            raise UsageError("nothing was written since here; type a text, or Enter alone")
         self._go_to(self._past[-1].branch(seed=self.session.rng))  # the stream goes on: another answer
         yield from self._answer(self._last)
 
@@ -346,7 +346,7 @@ def answer(conversation: Conversation, line: str, show: Callable[[str], None]) -
     """Shows what one line brings; Ctrl-C ends it, and the session stands where the text was stopped."""
     last = "\n"
     try:
-        with _interruptible() as stopped:
+        with _interruptible() as stopped, _silent_keys():
             for piece in conversation.hear(line):
                 show(piece)
                 last = piece
@@ -368,6 +368,27 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(noted)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _silent_keys() -> Iterator[None]:
+    """Within it, keys do not show amid the text, Ctrl-C as little as any other."""
+    try:
+        import termios
+    except ImportError:  # Windows, whose terminals show nothing by themselves
+        yield
+        return
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except (termios.error, OSError, ValueError):  # no terminal
+        yield
+        return
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def read_stdin() -> str:
