@@ -53,7 +53,7 @@ def write(page, prompt=None, seed=5):
     if prompt is not None:
         page.locator("#prompt").fill(prompt)
         page.locator("#seed").fill(str(seed))
-        page.locator("#keep-seed").check()
+        assert page.locator("#keep-seed").is_checked(), "who types a seed means it"
     page.keyboard.press("Control+Enter")
     return done(page)
 
@@ -96,6 +96,13 @@ def test_settings_have_the_names_of_the_fields(page, site):
     page.locator("#max_tokens").fill("12")
     greedy = write(page, "hallo")
     assert greedy == letters_greedy(12)
+
+
+def test_a_pattern(page, models):
+    page.locator("details.more summary").click()
+    page.locator("#guided_regex").fill("[a-e]+u[f-h]")
+    expected = letters(models).generate("hallo", seed=5, regex="[a-e]+u[f-h]", max_tokens=160, stop_at_end=True)
+    assert write(page, "hallo") == expected
 
 
 def letters_greedy(number):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 import signal
@@ -111,14 +112,19 @@ async def _load(hub: Hub, on_failure: Callable[[BaseException], None] | None) ->
 
 
 def _drain_on_signals(hub: Hub) -> None:
-    """On SIGTERM and SIGINT takes no more requests, and then lets the server do what it does."""
+    """On the first SIGTERM or SIGINT takes no more requests, on the second ends those that run."""
+    signals = itertools.count(1)
     with contextlib.suppress(ValueError):  # signals are for the main thread; tests run servers in others
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.getsignal(number)
 
             def handle(n: int, frame: Any, before: Any = before) -> None:
-                hub.drain()
-                if callable(before):
+                count, grace = next(signals), hub.settings.grace
+                hub.drain(grace if count == 1 else 0.0)
+                if count == 1:
+                    fields = {"event": "ending", "seconds_left": grace, "again": "ends what runs at once"}
+                    LOG.warning("ending", extra={"fields": fields})
+                if callable(before) and count != 2:  # the server's own second time would tear streams off
                     before(n, frame)
 
             signal.signal(number, handle)
@@ -143,7 +149,13 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        return Json(ApiError(error.status_code, str(error.detail)).body(), error.status_code, error.headers)
+        allowed = (error.headers or {}).get("allow")
+        known = {
+            404: "there is nothing here; GET /openapi.json lists what there is",
+            405: f"{request.method} is not taken here; use {allowed}",
+        }
+        message = known.get(error.status_code, str(error.detail))
+        return Json(ApiError(error.status_code, message).body(), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

@@ -216,12 +216,12 @@ class Hub:
             raise ApiError(404, f"there is no model {name!r} here; there are: {known}", "model", "model_not_found")
         return self.served[name]
 
-    def drain(self) -> None:
-        """Takes no more requests; those that run have `grace` seconds."""
+    def drain(self, grace: float) -> None:
+        """Takes no more requests; those that run have so many seconds."""
         self.draining = True
         for served in self.served.values():
             for scheduler in served.schedulers:
-                scheduler.drain(time.monotonic() + self.settings.grace)
+                scheduler.drain(time.monotonic() + grace)
 
     def close(self) -> None:
         """Ends the schedulers."""

@@ -73,7 +73,7 @@ async function write(node = tree.grow(tree.current)) {
   view.close();
   say("");
   editing = false;
-  if (document.activeElement === element("prompt")) element("text").focus(); // so that single keys work
+  if (document.activeElement.matches(TYPED_INTO)) element("text").focus(); // so that single keys work
   show();
   const started = performance.now();
   let reason = null;
@@ -310,6 +310,7 @@ element("stop").addEventListener("click", () => writing?.abort());
 element("again").addEventListener("click", again);
 element("undo").addEventListener("click", undo);
 element("clear").addEventListener("click", clear);
+element("seed").addEventListener("input", () => (element("keep-seed").checked = element("seed").value !== ""));
 element("share").addEventListener("click", share);
 element("colour").addEventListener("change", () => paintNeuron(null));
 element("show-card").addEventListener("click", () => element("card").showModal());

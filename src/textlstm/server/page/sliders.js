@@ -40,6 +40,7 @@ export function settings() {
   return {
     ...Object.fromEntries(sampling),
     ...(stop.length ? { stop } : {}),
+    ...(element("guided_regex").value ? { guided_regex: element("guided_regex").value } : {}),
     ...(element("ignore_eos").checked ? { ignore_eos: true } : {}),
   };
 }
@@ -51,6 +52,7 @@ export function setSettings(values) {
     element(name).dispatchEvent(new Event("input"));
   }
   if (values.has("stop")) element("stop-strings").value = values.getAll("stop").join("|").replaceAll("\n", "\\n");
+  element("guided_regex").value = values.get("guided_regex") ?? "";
   element("ignore_eos").checked = values.get("ignore_eos") === "true";
 }
 
