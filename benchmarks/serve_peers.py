@@ -6,13 +6,14 @@ Models of about 4.6 million parameters with random weights and 1,024 ids: ours 2
 240 in single precision under `transformers serve`, once as it starts and once with its continuous batching (it needs
 the package `accelerate` besides); with --llama a Llama in Q8_0 under `python -m llama_cpp.server`, run by the
 interpreter PYTHON, which has `llama-cpp-python[server]` and `gguf`. The same client measures all, one after the other,
-twice around. A prompt has 100 characters; server and client share the machine.
+twice around, streamed and whole. A prompt has 100 characters; server and client share the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -35,6 +36,7 @@ from textlstm.registry import named_models
 
 PATIENCE = 300.0  # seconds in which a server must be ready
 ROUNDS = 2
+WAYS = {"streamed": True, "whole": False}
 
 
 def write_gpt2(folder: Path) -> int:
@@ -106,7 +108,8 @@ def contenders(folder: Path, llama: str | None) -> dict[str, tuple[list[str], di
         write = f"from pathlib import Path; import llama; print(llama.write_gguf(Path({str(gguf)!r})))"
         subprocess.run([llama, "-c", write], cwd=HERE, check=True)
         # A request that comes must not interrupt the one that runs.
-        options = ["--model", str(gguf), "--n_threads", "2", "--n_ctx", "1024", "--interrupt_requests", "False"]
+        options = ["--model", str(gguf), "--n_ctx", "1024", "--interrupt_requests", "False"]
+        options += ["--n_threads", "2", "--n_threads_batch", "2"]
         servers["llama.cpp"] = ([llama, "-m", "llama_cpp.server", *options], {"logit_bias": {"2": -100}})
     return servers
 
@@ -119,31 +122,28 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="of each text")
     parser.add_argument("--llama", metavar="PYTHON", help="interpreter that has llama-cpp-python[server] and gguf")
     options = parser.parse_args()
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {way: {} for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         servers = contenders(Path(folder), options.llama)
-        for _ in range(ROUNDS):
-            for name, (command, fields) in servers.items():
-                port = free_port()
-                load = Load(tokens=options.tokens, seconds=options.seconds, fields=fields)
-                with running(name, [*command, "--port", str(port)], port) as url:
+        for _, (name, (command, fields)) in itertools.product(range(ROUNDS), servers.items()):
+            port = free_port()
+            with running(name, [*command, "--port", str(port)], port) as url:
+                for way, stream in WAYS.items():
+                    load = Load(tokens=options.tokens, seconds=options.seconds, fields={**fields, "stream": stream})
                     measure(url, [1], replace(load, seconds=1.0), lambda line: None)  # what is made at first use
-                    print(name, end=":")
-                    rows.setdefault(name, []).extend(measure(url, [options.streams], load, print))
+                    print(f"{name}, {way}", end=":")
+                    rows[way].setdefault(name, []).extend(measure(url, [options.streams], load, print))
+    results = {way: compare(its, way) for way, its in rows.items()}
+    report("serve_peers", {"streams": options.streams, "tokens": options.tokens, **results, "rows": rows})
+
+
+def compare(rows: dict[str, list[dict[str, Any]]], way: str) -> dict[str, dict[str, float]]:
+    """Medians of tokens per second, and how many times as many textlstm makes."""
     speeds = {name: statistics.median(row["tokens_per_second"] for row in its) for name, its in rows.items()}
     ratios = {name: round(speeds["textlstm"] / max(speed, 1.0), 2) for name, speed in speeds.items()}
-    for name in rows:
-        print(f"{name:>34}: {speeds[name]:>8,.0f} tokens/s, textlstm makes {ratios[name]:.1f} times as many")
-    report(
-        "serve_peers",
-        {
-            "streams": options.streams,
-            "tokens": options.tokens,
-            "tokens_per_second": speeds,
-            "ratio": ratios,
-            "rows": rows,
-        },
-    )
+    for name, speed in speeds.items():
+        print(f"{name + ', ' + way:>44}: {speed:>8,.0f} tokens/s, textlstm makes {ratios[name]:.1f} times as many")
+    return {"tokens_per_second": speeds, "ratio": ratios}
 
 
 if __name__ == "__main__":

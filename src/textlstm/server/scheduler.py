@@ -32,8 +32,8 @@ MEASURED_PIECE = 32  # the same where the logits of every token are wanted, whic
 ROUND = 1024  # tokens of all prompts that are read in a round while texts are being written
 LOOK = 0.02  # seconds between two looks at the deadlines
 QUIET_ROUND = 4096  # the same while none is
-TELL, TELL_ROW, TELL_MOST = 0.01, 0.0004, 0.05  # seconds between two times that news are told; more for many texts,
-# because writing to a socket costs as much as several tokens
+TELL = 0.01  # seconds between two times that news are told: writing to a socket costs as much as several tokens
+TELL_ROW, TELL_MOST = 0.0004, 0.05  # seconds for each text, and at most, before those in the middle of theirs are told
 
 Point = tuple[NDArray[np.float32], State]  # logits (1, V) for the next token, and the state of one row to go on from
 
@@ -193,7 +193,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._queue: OrderedDict[Hashable, deque[Job]] = OrderedDict()
         self._closing = self._draining = self._stirred = False
-        self._next_look = self._next_telling = 0.0
+        self._next_look = self._next_telling = self._next_round = 0.0
         self._reading: deque[Job] = deque()
         self._rows: list[tuple[Job, int]] = []  # of the batch: a job and the number of its text
         self._logits_BV, self._state = self._begin[0][:0], self._begin[1].select([])
@@ -466,12 +466,20 @@ class Scheduler:
         self._publish(now=True)
 
     def _publish(self, now: bool = False) -> None:
-        """Tells the news, if it is time to."""
-        if self._news and (now or time.monotonic() >= self._next_telling):
-            news, self._news = self._news, []
-            self._notify(news)
-            wait = min(max(TELL, TELL_ROW * len(self._rows)), TELL_MOST)
-            self._next_telling = 0.0 if now else time.monotonic() + wait  # who comes first hears at once
+        """Tells the news, if it is time to; of texts that begin or end sooner than of others."""
+        clock = time.monotonic()
+        if not self._news or not (now or clock >= self._next_telling):
+            return
+        telling, self._next_telling = self._news, 0.0 if now else clock + TELL  # who comes first hears at once
+        if now or clock >= self._next_round:
+            self._news = []
+            self._next_round = clock + min(TELL_ROW * len(self._rows), TELL_MOST)
+        else:
+            urgent = {id(one.job) for one in self._news if one.reason is not None or one.error is not None}
+            telling = [one for one in self._news if id(one.job) in urgent]
+            self._news = [one for one in self._news if id(one.job) not in urgent]
+        if telling:
+            self._notify(telling)
 
 
 def measure(logits_NV: NDArray[np.float32], ids_N: NDArray[np.int64], top: int) -> list[Token]:
