@@ -251,7 +251,7 @@ def test_the_end_lets_streams_finish_or_says_so(models, number, grace):
         assert json.loads(events[-2][6:])["error"]["type"] == "unavailable_error"
         out, log = server.communicate(timeout=20)
         assert server.returncode == 128 + number
-    assert [json.loads(line)["exit_code"] for line in out.splitlines()] == [130] * (number == signal.SIGINT)
+    assert out == ""
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     (line,) = [line for line in lines if line.get("route") == "/v1/completions"]
     assert line["model"] == "letters" and line["completion_tokens"] > 0 and line["error"] == 503
