@@ -135,6 +135,11 @@ class Tokenizer(ABC):
     def _fields(self) -> dict[str, Any]:
         """What `to_json` stores beside the kind."""
 
+    @cached_property
+    def whole_texts(self) -> dict[int, str]:
+        """The texts of ids that write whole characters, as far as a `TextStream` has met them."""
+        return {}
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that a sequence of ids writes."""
         table, size = self._table, self.vocab_size
@@ -384,29 +389,37 @@ class TextStream:
 
     Args:
         tokenizer: says which bytes an id writes.
+
+    Attributes:
+        unfinished: whether a character was begun and is not complete.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._whole = tokenizer, tokenizer.whole_texts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.unfinished = False
 
     def push(self, id: int) -> str:
         """The text that is complete once this id is written; empty while a character is unfinished."""
-        return self._decoder.decode(self._tokenizer.token_bytes(id))
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a character was begun and is not complete."""
-        return bool(self._decoder.getstate()[0])
+        if not self.unfinished and (known := self._whole.get(id)) is not None:
+            return known
+        began = not self.unfinished
+        text = self._decoder.decode(self._tokenizer.token_bytes(id))
+        self.unfinished = bool(self._decoder.getstate()[0])
+        if began and not self.unfinished:
+            self._whole[id] = text
+        return text
 
     def copy(self) -> TextStream:
         """A stream that stands at the same place."""
         twin = TextStream(self._tokenizer)
         twin._decoder.setstate(self._decoder.getstate())
+        twin.unfinished = self.unfinished
         return twin
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character, else nothing."""
+        self.unfinished = False
         return self._decoder.decode(b"", final=True)
 
 

@@ -117,6 +117,7 @@ class Writer:
             raise UsageError("a stop string cannot be combined with a pattern for the whole text; leave one out")
         self.row = Row(sampling, np.random.default_rng(seed), vocab_size)
         self._lasting = held is not None
+        self._shows_all = not limits.stop and limits.max_chars is None  # as it comes; else it takes a look
         # `_held` may turn out to be the beginning of a stop string.
         self._held, self._stream = ("", TextStream(tokenizer)) if held is None else held
         self._pieces, self._chars = (
@@ -167,6 +168,8 @@ class Writer:
 
     def take(self, text: str) -> str:
         """Takes a piece of text; returns what is now certain."""
+        if self._shows_all and not self._held:
+            return self._show(text)
         pending = self._held + text
         found = [(place, stop) for stop in self._limits.stop if (place := pending.find(stop)) >= 0]
         if found:

@@ -47,7 +47,7 @@ class Token(NamedTuple):
 
 
 class Text:
-    """One text to be written.
+    """One text to be written. What is new of it gathers here until it is told.
 
     Args:
         writer: draws, decodes, and knows when to end.
@@ -59,6 +59,9 @@ class Text:
 
     Attributes:
         stopped_by: the stop string or stop id that ended it, if one did.
+        untold: what became certain, piece by piece.
+        untold_tokens: those that were drawn, where they are reported.
+        fresh: whether a token was drawn that was not told yet.
     """
 
     def __init__(
@@ -73,6 +76,9 @@ class Text:
         self.writer, self.top, self.stop_ids, self.min_tokens = writer, top, stop_ids, min_tokens
         self.bias = None if not bias else (np.array(list(bias)), np.array(list(bias.values()), np.float32))
         self.stopped_by: str | int | None = None
+        self.untold: list[str] = []
+        self.untold_tokens: list[Token] = []
+        self.fresh = False
         self._banned = writer.row.banned
         if allowed is not None:
             self._banned = np.ones(writer.vocab_size, np.bool_)
@@ -87,16 +93,26 @@ class Text:
                 early[writer.boundary_id] = True
             writer.row.banned = early
 
-    def push(self, id: int) -> str:
-        """Takes a drawn token; returns the text that is now certain."""
+    def push(self, id: int) -> str | None:
+        """Takes a drawn token; returns why the text has ended, if it has."""
+        writer = self.writer
+        self.fresh = True
         if id in self.stop_ids:
-            self.writer.tokens, self.stopped_by = self.writer.tokens + 1, id
-            return self.writer.end("stop")
-        text = self.writer.push(id)
-        self.stopped_by = self.writer.stopped_by
-        if self.writer.tokens == self.min_tokens:
-            self.writer.row.banned = self._banned
-        return text
+            writer.tokens, self.stopped_by = writer.tokens + 1, id
+            self.untold.append(writer.end("stop"))
+            return writer.reason
+        self.untold.append(writer.push(id))
+        if writer.reason is not None:
+            self.stopped_by = writer.stopped_by
+        elif writer.tokens == self.min_tokens:
+            writer.row.banned = self._banned
+        return writer.reason
+
+    def tell(self) -> tuple[str, list[Token]]:
+        """What is new since the last time."""
+        news = "".join(self.untold), self.untold_tokens
+        self.untold, self.untold_tokens, self.fresh = [], [], False
+        return news
 
 
 @dataclass(eq=False)
@@ -141,13 +157,13 @@ class Job:
 
 
 class News(NamedTuple):
-    """What a round brought to a job.
+    """What some rounds brought to a job.
 
     Attributes:
         job: which job.
         number: of its text; -1 is the prompt.
         text: what became certain.
-        tokens: drawn, or read in the prompt; of the prompt only where they were asked for.
+        tokens: drawn, or read in the prompt; only where they were asked for.
         reason: why the text ended (`length`, `stop`, `end`, `deadline`), `read` at the end of a prompt, else None.
         point: where it ended, if the job asked for it.
         error: why the whole job ended early.
@@ -298,10 +314,10 @@ class Scheduler:
             self.counts.cancelled += len({id(job) for job, _ in self._rows if job.cancelled})
             for job, number in (self._rows[place] for place in places):
                 if self._draining and not job.cancelled:
-                    self._news.append(News(job, number, error=BusyError("the server is shutting down")))
+                    self._end(job, number, error=BusyError("the server is shutting down"))
                 elif not job.cancelled:
-                    text = job.texts[number].writer.end("deadline")
-                    self._news.append(News(job, number, text, reason="deadline"))
+                    job.texts[number].untold.append(job.texts[number].writer.end("deadline"))
+                    self._end(job, number, "deadline")
             self._keep_rows([place for place in range(len(self._rows)) if place not in set(places)])
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
@@ -392,23 +408,22 @@ class Scheduler:
             return
         texts = [job.texts[number] for job, number in self._rows]
         ids_B, errors = self._draw(texts)
-        tokens = self._measure(texts, ids_B)
+        self._measure(texts, ids_B)
         alive = []
-        for place, (text, id, row) in enumerate(zip(texts, ids_B.tolist(), self._rows, strict=True)):
-            if errors and place in errors:
-                self._news.append(News(*row, error=errors[place]))
-                continue
+        for place, (text, id) in enumerate(zip(texts, ids_B.tolist(), strict=True)):
             try:
-                shown = text.push(id)
+                reason = errors[place] if place in errors else text.push(id)
             except TextLSTMError as error:  # its pattern cannot be followed any further
-                self._news.append(News(*row, error=error))
-                continue
-            reason, point = text.writer.reason, None
+                reason = error
             if reason is None:
                 alive.append(place)
-            elif row[0].keep and row[1] == 0:
-                point = self._point_after(place, id, reason)
-            self._news.append(News(*row, shown, (tokens[place],), reason, point))
+                continue
+            job, number = self._rows[place]
+            if isinstance(reason, TextLSTMError):
+                self._end(job, number, error=reason)
+            else:
+                point = self._point_after(place, id, reason) if job.keep and number == 0 else None
+                self._end(job, number, reason, point)
         self.counts.written_tokens += len(texts) - len(errors)
         self._publish()  # before the step, so that others work while the engine does
         if len(alive) < len(texts):
@@ -437,14 +452,20 @@ class Scheduler:
                     errors[place] = error
             return ids_B, errors
 
-    def _measure(self, texts: Sequence[Text], ids_B: NDArray[np.int64]) -> list[Token]:
-        tokens = [Token(id) for id in ids_B.tolist()]
+    def _measure(self, texts: Sequence[Text], ids_B: NDArray[np.int64]) -> None:
+        """Notes the tokens of the texts that report theirs."""
         if places := [place for place, text in enumerate(texts) if text.top is not None]:
             tops = [texts[place].top or 0 for place in places]
             measured = measure(self._logits_BV[places], ids_B[places], max(tops))
             for place, top, token in zip(places, tops, measured, strict=True):
-                tokens[place] = token._replace(top=token.top[:top])
-        return tokens
+                texts[place].untold_tokens.append(token._replace(top=token.top[:top]))
+
+    def _end(
+        self, job: Job, number: int, reason: str | None = None, point: Point | None = None,
+        error: Exception | None = None,
+    ) -> None:  # fmt: skip
+        """Notes the end of a text, with what is still untold of it."""
+        self._news.append(News(job, number, *job.texts[number].tell(), reason, point, error))
 
     def _point_after(self, place: int, id: int, reason: str) -> Point:
         """Where a text ended; its last token, unless that is the model's end, is still to be read."""
@@ -466,20 +487,23 @@ class Scheduler:
         self._publish(now=True)
 
     def _publish(self, now: bool = False) -> None:
-        """Tells the news, if it is time to; of texts that begin or end sooner than of others."""
+        """Tells what is new, if it is time to; of texts that begin or end sooner than of others."""
         clock = time.monotonic()
-        if not self._news or not (now or clock >= self._next_telling):
+        all_of_them = now or clock >= self._next_round
+        if not now and (clock < self._next_telling or not (all_of_them or self._news)):
             return
-        telling, self._next_telling = self._news, 0.0 if now else clock + TELL  # who comes first hears at once
-        if now or clock >= self._next_round:
-            self._news = []
-            self._next_round = clock + min(TELL_ROW * len(self._rows), TELL_MOST)
-        else:
-            urgent = {id(one.job) for one in self._news if one.reason is not None or one.error is not None}
-            telling = [one for one in self._news if id(one.job) in urgent]
-            self._news = [one for one in self._news if id(one.job) not in urgent]
-        if telling:
-            self._notify(telling)
+        news, self._news, rows = self._news, [], self._rows
+        if not all_of_them:
+            jobs = {id(one.job) for one in news}
+            rows = [row for row in rows if id(row[0]) in jobs]
+        texts = ((job, number, job.texts[number]) for job, number in rows)
+        news += [News(job, number, *text.tell()) for job, number, text in texts if text.fresh]
+        if not news:
+            return
+        if all_of_them:
+            self._next_round = clock + min(TELL_ROW * len(rows), TELL_MOST)
+        self._next_telling = 0.0 if now else clock + TELL  # who comes first hears at once
+        self._notify(news)
 
 
 def measure(logits_NV: NDArray[np.float32], ids_N: NDArray[np.int64], top: int) -> list[Token]:

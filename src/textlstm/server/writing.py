@@ -68,9 +68,9 @@ class Transcript:
             self._certain += len(text)
         if not self._shows_tokens:
             return []
+        if reason == "end" and tokens and tokens[-1].id != self._end_id:
+            tokens = tokens[:-1]  # the last one ended a complete pattern by leaving it, and is no part of the text
         for token in tokens:
-            if reason == "end" and token.id != self._end_id:
-                continue  # it ended a complete pattern by leaving it, and is no part of the text
             self._hidden.append(Entry(token.id, self._decoded, token.logprob, token.top))
             if token.id < self._end_id:
                 self._decoded += len(self._decoder.decode(self._bytes(token.id)))
@@ -147,11 +147,11 @@ class Work:
         self.inbox = Inbox()
         self.started = time.monotonic()
         self.first_token: float | None = None  # seconds
+        self._shows_tokens = plan.top is not None or plan.best_of > plan.n or bool(body.return_token_ids)
         self.jobs = [self._job(ids) for ids in plan.prompts]
         self._places = {id(job): place for place, job in enumerate(self.jobs)}
-        number = plan.best_of
-        shows = plan.top is not None or plan.best_of > plan.n or bool(body.return_token_ids)
-        self._written = [Transcript(served, i, shows) for i in range(len(self.jobs) * number)]
+        number = len(self.jobs) * plan.best_of
+        self._written = [Transcript(served, i, self._shows_tokens) for i in range(number)]
         self._prompts = [Transcript(served, i) for i in range(len(self.jobs))]
         self.choices = self._written
         self.saved: str | None = None
@@ -160,7 +160,7 @@ class Work:
         plan, model = self.plan, self.served.model
         end = not self.body.ignore_eos
         limits = Limits(plan.max_tokens, None, plan.stop, end, bool(self.body.include_stop_str_in_output))
-        top = 0 if plan.top is None and plan.best_of > plan.n else plan.top
+        top = 0 if plan.top is None and self._shows_tokens else plan.top
         writers = model.writers(plan.best_of, plan.sampling, limits, plan.seed, plan.pattern)
         for writer in writers:
             writer.read(ids)
@@ -223,7 +223,7 @@ class Work:
                         self._read(news, pieces)
                         continue
                     choice = self._written[self._places[id(news.job)] * self.plan.best_of + news.number]
-                    if self.first_token is None and news.tokens:
+                    if self.first_token is None:
                         self.first_token = time.monotonic() - self.started
                     entries = choice.take(news.text, news.tokens, news.reason)
                     if news.reason is not None:
