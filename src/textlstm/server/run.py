@@ -86,7 +86,7 @@ def _create(settings: Settings, quiet: bool) -> object:
 def _settle(quiet: bool) -> None:
     """Makes the process one that serves: neither the scheduler nor the event loop lets the other wait for long."""
     log_lines(quiet)
-    sys.setswitchinterval(0.001)
+    sys.setswitchinterval(0.0001)
     gc.freeze()  # what is loaded by now stays; looking through all of it for garbage takes a tenth of a second
 
 
