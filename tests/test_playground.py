@@ -35,7 +35,8 @@ def page(chromium, site):
     page = context.new_page()
     complaints: list[str] = []
     hosts: set[str] = set()
-    page.on("console", lambda message: complaints.append(message.text))
+    # That an answer is 400 the browser notes by itself.
+    page.on("console", lambda message: "status of 400" in message.text or complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
     open_page(page, site.url)
@@ -103,6 +104,10 @@ def test_a_pattern(page, models):
     page.locator("#guided_regex").fill("[a-e]+u[f-h]")
     expected = letters(models).generate("hallo", seed=5, regex="[a-e]+u[f-h]", max_tokens=160, stop_at_end=True)
     assert write(page, "hallo") == expected
+    page.locator("#guided_regex").fill("[a-")
+    page.keyboard.press("Control+Enter")
+    page.locator("#status", has_text="'[a-' is not a regular expression").wait_for()
+    assert written(page) == expected
 
 
 def letters_greedy(number):
