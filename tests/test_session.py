@@ -264,6 +264,19 @@ def test_a_session_of_another_model_names_both(tmp_path):
         Session.load(tmp_path / "s", other)
 
 
+def test_a_session_finds_a_model_that_ships(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
+    session = Model.load("shakespeare").session(1)
+    session.feed("ROMEO:")
+    session.save(tmp_path / "s")
+    found = Session.load(tmp_path / "s")
+    assert isinstance(found, Session) and found.text == "ROMEO:"
+    assert found.generate(max_tokens=20) == session.generate(max_tokens=20)
+    MODELS["byte"].session(0).save(tmp_path / "s")
+    with pytest.raises(UsageError, match=r"does not ship.*name it"):
+        Session.load(tmp_path / "s")
+
+
 def test_files_that_are_no_session(tmp_path):
     model, path = MODELS["byte"], tmp_path / "s"
     with pytest.raises(UsageError, match="there is no session"):

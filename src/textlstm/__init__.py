@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from textlstm.api import load, train
     from textlstm.config import CorpusConfig, ModelConfig, SamplingConfig, TrainConfig
     from textlstm.errors import TextLSTMError
-    from textlstm.generation.session import Session
     from textlstm.metrics import Score
-    from textlstm.model import Model
+    from textlstm.model import Model, Session
     from textlstm.state import State
 
 __version__ = "0.1.0"
@@ -28,7 +27,7 @@ _HOME = {
     "load": "textlstm.api",
     "train": "textlstm.api",
     "Model": "textlstm.model",
-    "Session": "textlstm.generation.session",
+    "Session": "textlstm.model",
     "State": "textlstm.state",
     "Score": "textlstm.metrics",
     "ModelConfig": "textlstm.config",

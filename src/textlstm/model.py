@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,11 @@ from textlstm.engine import Engine, load_engine, writing_engine
 from textlstm.errors import MissingExtraError, UsageError
 from textlstm.export import export
 from textlstm.generation import Limits, Writer, read_prompt, whole_number, write
+from textlstm.generation import session as sessions
 from textlstm.generation.pattern import Pattern, Vocabulary
 from textlstm.generation.search import beam_search, check_search, write_best
-from textlstm.generation.session import Session
 from textlstm.model_file import DType, ModelFile, read_model, write_model
-from textlstm.registry import find_model
+from textlstm.registry import find_model, find_model_by_identity
 from textlstm.state import State
 from textlstm.tokenizer import Tokenizer, checked_text, text_to_bytes
 
@@ -431,6 +431,32 @@ class Model:
             UsageError: an unknown format, or a place that cannot be written to.
         """
         export(self._file, to, out)
+
+
+class Session(sessions.Session):
+    """A session that finds its model by itself, where that is one that ships; all else stands in its base."""
+
+    @classmethod
+    def load(cls, path: str | Path, model: sessions.Owner | Callable[[str], sessions.Owner] | None = None) -> Self:
+        """Reads a session that `save` wrote.
+
+        Args:
+            path: its file.
+            model: what it was written with; None looks among the models that ship and the cache's `models`.
+
+        Raises:
+            UsageError: there is no such file, its model is not found, or it is another one.
+            ModelFileError: the file is damaged or something else.
+        """
+        return super().load(path, _find if model is None else model)
+
+
+def _find(identity: str) -> Model:
+    try:
+        return Model(find_model_by_identity(identity))
+    except UsageError as error:
+        problem = f"the session belongs to a model that does not ship (identity {identity[:12]}…)"
+        raise UsageError(f"{problem}; name it: Session.load(path, textlstm.load(...))") from error
 
 
 def _require_torch() -> None:

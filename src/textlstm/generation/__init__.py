@@ -120,10 +120,7 @@ class Writer:
         self._shows_all = not limits.stop and limits.max_chars is None  # as it comes; else it takes a look
         # `_held` may turn out to be the beginning of a stop string.
         self._held, self._stream = ("", TextStream(tokenizer)) if held is None else held
-        self._pieces, self._chars = (
-            [""],
-            0,
-        )  # of the text: put together at each token, a long one would cost more and more
+        self._pieces, self._chars = [""], 0  # joined when asked for: at each token, a long text would cost ever more
         self.tokens, self.log_prob = 0, 0.0
         self.reason: str | None = None
         self.stopped_by: str | None = None

@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -272,8 +272,12 @@ class Session:
         write_atomically(Path(path), save(tensors, metadata=metadata))
 
     @classmethod
-    def load(cls, path: str | Path, model: Owner) -> Session:
+    def load(cls, path: str | Path, model: Owner | Callable[[str], Owner]) -> Self:
         """Reads a session that `save` wrote.
+
+        Args:
+            path: its file.
+            model: what it was written with, or a function that finds it by its identity.
 
         Raises:
             UsageError: there is no such file, or it belongs to another model.
@@ -292,6 +296,7 @@ class Session:
             values = json.loads(metadata["session"])
             if metadata["sha256"] != _digest(metadata["session"], tensors):
                 raise ModelFileError(f"{path} is damaged: its content does not match its SHA-256")
+            model = model(values["model"]) if callable(model) else model
             _require_same_model(model, values["model"], values["title"], str(path))
             session = cls(model, SamplingConfig.from_dict(values["sampling"]), 0)
             session._restore(values, tensors)
