@@ -18,7 +18,7 @@ from textlstm.config import SamplingConfig
 from textlstm.engine import Engine
 from textlstm.errors import BusyError, DivergedError, UsageError
 from textlstm.generation import Limits, Writer
-from textlstm.server.scheduler import PIECE, ROUND, Job, News, Scheduler, Text, measure
+from textlstm.server.scheduler import PIECE, ROUND, Job, News, Repetition, Scheduler, Text, measure
 
 MODEL = make_model()
 
@@ -369,6 +369,24 @@ def test_stop_ids_and_least_number_of_tokens(desk):
     )
     assert written == alone[: alone.index(alone[5])]
     assert len(longer) >= 30 and alone[5] not in longer
+
+
+@given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 4), st.integers(0, 4), st.integers(2, 4))
+def test_circles_are_noticed_where_they_close(ids, least, more, times):
+    seen = Repetition(least, least + more, times)
+    for end in range(1, len(ids) + 1):
+        sizes = [size for size in range(least, least + more + 1) if size * times <= end]
+        closed = any(ids[end - size * times : end] == ids[end - size : end] * times for size in sizes)
+        assert seen.push(ids[end - 1]) == closed
+
+
+def test_a_text_that_goes_in_circles_ends(desk):
+    stuck = {"sampling": SamplingConfig(temperature=0), "bias": {7: 100.0}}
+    limits = Limits(max_tokens=60)
+    one = job(texts=[text(limits=limits, repetition=(2, 5, 3), **stuck), text(limits=limits, **stuck)])
+    ((short, long),) = desk.run(one)
+    assert (short, long) == (LETTERS[7] * 6, LETTERS[7] * 60)
+    assert one.texts[0].stopped_by == "repetition" and desk.of(one, 0)[-1].reason == "stop"
 
 
 def test_the_end_does_not_come_early(desk):

@@ -307,6 +307,22 @@ def test_same_seed_same_text_in_any_company(site, letters):
 # 10
 
 
+def test_circles_end(site):
+    fields = {"max_tokens": 50, "ignore_eos": True, "logit_bias": {"7": 100}}
+    asked = {"max_pattern_size": 3, "min_count": 4}
+    for choice in (
+        site.complete("hallo", **fields, repetition_detection=asked)["choices"][0],
+        site.stream(prompt="hallo", **fields, repetition_detection=asked)[-1]["choices"][0],
+    ):
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "repetition")
+    assert site.text("hallo", **fields, repetition_detection=asked) == LETTERS[7] * 4
+    for off in ({}, {"max_pattern_size": 0, "min_count": 4}):
+        assert site.text("hallo", **fields, repetition_detection=off) == LETTERS[7] * 50
+    amiss = {"min_pattern_size": 4}, {"min_count": 1}, {"min_count": -1}, {"min_counts": 4}
+    for wrong in ({"max_pattern_size": 3}, *({**asked, **one} for one in amiss)):
+        assert error(site.complete("a", 400, repetition_detection=wrong))["param"] == "repetition_detection"
+
+
 def test_greedy_and_best_of(site, letters):
     greedy = letters.generate(PROMPT, temperature=0, max_tokens=40, stop_at_end=True)
     assert site.text(PROMPT, temperature=0, max_tokens=40) == greedy
@@ -332,7 +348,7 @@ WRONG = {
     "frequency_penalty": {}, "logit_bias": [], "seed": 1.5, "suffix": 5, "user": 5, "top_k": 0.5, "min_p": "x",
     "typical_p": 0, "repetition_penalty": "x", "min_tokens": "x", "stop_token_ids": 5, "allowed_token_ids": "x",
     "ignore_eos": "x", "include_stop_str_in_output": "x", "truncate_prompt_tokens": "x", "t_max_predict_ms": "x",
-    "return_token_ids": "x", "return_tokens_as_token_ids": "x", "state": 5, "save_state": 5,
+    "return_token_ids": "x", "repetition_detection": 3, "return_tokens_as_token_ids": "x", "state": 5, "save_state": 5,
     "structured_outputs": 5, "guided_regex": 5, "guided_choice": 5, "use_beam_search": "x",
 }  # fmt: skip
 

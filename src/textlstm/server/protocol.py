@@ -95,6 +95,16 @@ class StructuredOutputs(Body):
     prefix: Regex | None = None
 
 
+class RepetitionDetection(Body):
+    """When a text that goes in circles ends; vLLM's defaults, which are off."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_pattern_size: Annotated[int, Field(ge=0, le=1000)] | None = None
+    min_pattern_size: Annotated[int, Field(ge=0, le=1000)] | None = None
+    min_count: Annotated[int, Field(ge=0, le=1000)] | None = None
+
+
 class WritingBody(Body):
     """The fields that completions and chat share."""
 
@@ -130,6 +140,7 @@ class WritingBody(Body):
     guided_regex: Regex | None = None
     guided_choice: Choices | None = None
     use_beam_search: bool | None = None
+    repetition_detection: RepetitionDetection | None = None
     # our own: go on from a state with a name, or from a mixture, and give the state at the end a name
     state: str | Annotated[dict[str, Weight], Field(min_length=1, max_length=8)] | None = None
     save_state: str | None = None

@@ -46,6 +46,28 @@ class Token(NamedTuple):
     top: Sequence[tuple[int, float]] = ()
 
 
+class Repetition:
+    """Notices that a text goes in circles: that its last tokens are one pattern, so many times in a row.
+
+    Args:
+        least: tokens of the shortest pattern that counts.
+        most: tokens of the longest.
+        times: how often it must have come.
+    """
+
+    def __init__(self, least: int, most: int, times: int) -> None:
+        self._before = np.full(most, -1)  # the last tokens, the newest first
+        self._same = np.zeros(most, np.int64)  # for each length, how many tokens in a row were those so far before
+        self._enough = np.arange(1, most + 1) * (times - 1)
+        self._enough[: least - 1] = np.iinfo(np.int64).max
+
+    def push(self, id: int) -> bool:
+        """Takes a token; returns whether it closes such a circle."""
+        self._same = (self._same + 1) * (self._before == id)
+        self._before = np.concatenate([[id], self._before[:-1]])
+        return bool((self._same >= self._enough).any())
+
+
 class Text:
     """One text to be written. What is new of it gathers here until it is told.
 
@@ -56,9 +78,10 @@ class Text:
         stop_ids: ids that end the text; the token itself is not shown.
         allowed: the only ids that may be drawn; None allows all.
         min_tokens: so many tokens are written before the text may end by the model's end or a stop id.
+        repetition: arguments of the `Repetition` that ends the text; None lets it go in circles.
 
     Attributes:
-        stopped_by: the stop string or stop id that ended it, if one did.
+        stopped_by: the stop string or stop id that ended it, or `repetition`, if one did.
         untold: what became certain, piece by piece.
         untold_tokens: those that were drawn, where they are reported.
         fresh: whether a token was drawn that was not told yet.
@@ -72,9 +95,11 @@ class Text:
         stop_ids: frozenset[int] = frozenset(),
         allowed: Sequence[int] | None = None,
         min_tokens: int = 0,
+        repetition: tuple[int, int, int] | None = None,
     ) -> None:
         self.writer, self.top, self.stop_ids, self.min_tokens = writer, top, stop_ids, min_tokens
         self.bias = None if not bias else (np.array(list(bias)), np.array(list(bias.values()), np.float32))
+        self._repetition = None if repetition is None else Repetition(*repetition)
         self.stopped_by: str | int | None = None
         self.untold: list[str] = []
         self.untold_tokens: list[Token] = []
@@ -104,6 +129,9 @@ class Text:
         self.untold.append(writer.push(id))
         if writer.reason is not None:
             self.stopped_by = writer.stopped_by
+        elif self._repetition is not None and self._repetition.push(id):
+            self.untold.append(writer.end("stop"))
+            self.stopped_by = "repetition"
         elif writer.tokens == self.min_tokens:
             writer.row.banned = self._banned
         return writer.reason

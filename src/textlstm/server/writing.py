@@ -19,7 +19,7 @@ from textlstm.errors import BusyError, UsageError
 from textlstm.generation import Limits
 from textlstm.generation.pattern import Pattern
 from textlstm.server.hub import Hub, Inbox, Served
-from textlstm.server.protocol import ApiError, Body, StructuredOutputs, WritingBody
+from textlstm.server.protocol import ApiError, Body, RepetitionDetection, StructuredOutputs, WritingBody
 from textlstm.server.scheduler import Job, News, Point, Scheduler, Text, Token
 
 _LONG = 20_000  # characters; longer texts are tokenised in another thread, so that the event loop goes on
@@ -456,7 +456,18 @@ def _text_options(served: Served, body: WritingBody) -> dict[str, Any]:
         "stop_ids": frozenset(body.stop_token_ids or ()),
         "allowed": body.allowed_token_ids,
         "min_tokens": 0 if body.min_tokens is None else body.min_tokens,
+        "repetition": _repetition(body.repetition_detection),
     }
+
+
+def _repetition(asked: RepetitionDetection | None) -> tuple[int, int, int] | None:
+    """Lengths of the shortest and the longest pattern, and how often it must come; 0 is off, as in vLLM."""
+    if asked is None or not asked.max_pattern_size:
+        return None
+    least, most, times = max(asked.min_pattern_size or 0, 1), asked.max_pattern_size, asked.min_count or 0
+    require(least <= most, "min_pattern_size must be at most max_pattern_size", "repetition_detection")
+    require(times >= 2, "min_count must be at least 2", "repetition_detection")
+    return least, most, times
 
 
 async def read_all(hub: Hub, scheduler: Scheduler, inbox: Inbox, jobs: Sequence[Job]) -> list[list[Token]]:
