@@ -115,9 +115,7 @@ def held_out_nats(network: GPT, ids_N: Tensor, start: int, rows: int = 64) -> ND
     network.eval()
     context, half = network.shape.context, network.shape.context // 2
     number = -(-(len(ids_N) - start) // half)
-    begins = (
-        start - half + half * np.arange(number)
-    )  # of each window: where its scored half begins, less half a context
+    begins = start - half + half * np.arange(number)  # of each window; its second half is scored
     filled_N = F.pad(ids_N, (0, half))  # the last window may reach beyond the text
     nats = []
     for first in range(0, number, rows):
