@@ -14,7 +14,7 @@ from textlstm import metrics
 from textlstm.config import ModelConfig
 from textlstm.engine import load_engine
 from textlstm.errors import UsageError
-from textlstm.metrics import Score, score, token_nats, unigram_nats
+from textlstm.metrics import Score, score, token_counts, token_nats, unigram_nats
 from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.tokenizer import ByteTokenizer, CharTokenizer
@@ -256,6 +256,13 @@ def test_unigram_nats_by_hand():
     assert unigram_nats(np.array([0, 0, 1, 3]), 5) == pytest.approx(1.5 * math.log(2))
     assert unigram_nats(np.array([2, 2, 2]), 3) == 0
     assert unigram_nats(np.arange(8), 8) == pytest.approx(math.log(8))
+
+
+def test_a_long_text_is_counted_in_stretches_spread_over_it(monkeypatch):
+    monkeypatch.setattr(metrics, "_COUNTED", 400)
+    monkeypatch.setattr(metrics, "_STRETCH", 100)
+    assert token_counts(np.arange(10_000) // 1000, 10).tolist() == [100, 0, 0, 100, 0, 0, 100, 0, 0, 100]
+    assert token_counts(np.arange(399) // 100, 5).tolist() == [100, 100, 100, 99, 0]
 
 
 def test_progress_ends_at_the_whole():

@@ -32,7 +32,7 @@ from textlstm.state import State
 WARM_UP = 512
 #: What a score under `stream` is called if the engine learnt meanwhile.
 LEARNING = "stream+learn"
-_COUNTED = 1 << 20
+_COUNTED, _STRETCH = 1 << 23, 1 << 17  # tokens that are counted at most, and how many lie together then
 _CHUNK = 1 << 22  # logits per call at most: 16 MB of float32, enough tokens to pay for reading the weights once
 
 
@@ -175,11 +175,16 @@ def score(
 
 
 def token_counts(ids: NDArray[Any], vocab_size: int) -> NDArray[np.int64]:
-    """How often each id occurs, shape (V,); a million at a time, because ids may be mapped from disk."""
-    parts = (ids[start : start + _COUNTED] for start in range(0, len(ids), _COUNTED))
-    counts_V: NDArray[np.int64] = sum(
-        (np.bincount(part, minlength=vocab_size) for part in parts), start=np.zeros(vocab_size, np.int64)
-    )
+    """How often each id occurs, shape (V,); of a long text in stretches that are evenly spread over it.
+
+    Its ids may be mapped from disk: reading them all would take as long as it is, and hold as much memory.
+    """
+    starts = range(0, len(ids), _STRETCH)
+    if len(ids) > _COUNTED:
+        starts = np.linspace(0, len(ids) - _STRETCH, _COUNTED // _STRETCH).astype(int).tolist()
+    counts_V = np.zeros(vocab_size, np.int64)
+    for start in starts:
+        counts_V += np.bincount(ids[start : start + _STRETCH], minlength=vocab_size)
     return counts_V
 
 

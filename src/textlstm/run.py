@@ -60,7 +60,6 @@ DEFAULT_MINUTES = 3.0
 GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny Shakespeare
 ORIGINAL_SPLIT_CHARS = 104_217
 _FEW_STEPS = 100
-_COUNTED_TOKENS = 1 << 22  # of a long text, for the cost of guessing by frequency
 
 
 @dataclass(frozen=True)
@@ -776,7 +775,7 @@ class Run:
             steps=self.setup.train.steps,
             chars_per_token=self.chars_per_token,
             uniform=math.log(model.vocab_size),
-            unigram=metrics.unigram_nats(self.tokens.train[:_COUNTED_TOKENS], model.vocab_size),
+            unigram=metrics.unigram_nats(self.tokens.train, model.vocab_size),
             flops_per_token=3 * model.flops_per_token,
             peak=sgemm_peak(self.device),
             shown=self.shown,
