@@ -4,7 +4,7 @@
 
 The texts are made by this script, the same from the same seed, and kept in FOLDER (default: a temporary one, which
 needs 6 GB). Reported are megabytes per second, the peak resident memory of the largest process and of all together,
-and the seconds of each stage.
+the seconds of each stage, and the seconds from the command `textlstm train` to its first step where the cache is full.
 """
 
 from __future__ import annotations
@@ -91,6 +91,19 @@ if __name__ == "__main__":
 """
 
 
+def first_step_after(command: list[str], environment: dict[str, str], log: Path) -> float:
+    """Seconds from a command of training to the first line of its log; it is stopped then."""
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        while not log.exists() and process.poll() is None:
+            time.sleep(0.01)
+        seconds = time.perf_counter() - started
+        process.kill()
+    if not log.exists():
+        sys.exit(f"{command} failed")
+    return seconds
+
+
 def watched(command: list[str], environment: dict[str, str]) -> tuple[str, float, dict[str, int]]:
     """Runs a command; its output, seconds and peak memory."""
     started, stop, peaks = time.perf_counter(), threading.Event(), dict[str, int]()
@@ -125,6 +138,8 @@ def measure(text: Path, tokenizer: str, folder: Path) -> dict[str, object]:
     ]  # fmt: skip
     if tokenizer == "bpe":
         train += ["--vocab-size", "4096"]
+    first_step = first_step_after(train, environment, run / "log.jsonl")
+    shutil.rmtree(run)
     _, seconds, training_peaks = watched(train, environment)
     return {
         "megabytes_per_second": first["bytes"] / first["seconds"]["encoding"] / 1e6,
@@ -134,6 +149,7 @@ def measure(text: Path, tokenizer: str, folder: Path) -> dict[str, object]:
         "first_start_seconds": first["seconds"],
         "first_start_cpu_seconds": first["cpu"],  # of all processes, imports included: for a busy machine
         "second_start_seconds": second["seconds"],
+        "second_start_to_first_step_seconds": first_step,
         "tokens": first["tokens"],
         "peak_megabytes": {name: value / 1e6 for name, value in peaks.items()},
         "training_seconds": seconds,
