@@ -77,7 +77,7 @@ def mark(name):
 def main():
     name, path, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
     mark("imports")
-    corpus = read_corpus([path], CorpusConfig())
+    corpus = read_corpus([path], CorpusConfig(val_chars=10_000, max_dev_chars=10_000))
     corpus.fingerprint
     mark("reading")
     tokenizer = tokenizer_of(name, corpus, 4095, View())
@@ -100,7 +100,7 @@ def first_step_after(command: list[str], environment: dict[str, str], log: Path)
         seconds = time.perf_counter() - started
         process.kill()
     if not log.exists():
-        sys.exit(f"{command} failed")
+        sys.exit(f"{command} ended with {process.returncode} before its first step")
     return seconds
 
 
@@ -114,7 +114,7 @@ def watched(command: list[str], environment: dict[str, str]) -> tuple[str, float
         stop.set()
         watcher.join()
     if process.returncode:
-        sys.exit(f"{command} failed")
+        sys.exit(f"{command} ended with {process.returncode}")
     return out, time.perf_counter() - started, peaks
 
 
