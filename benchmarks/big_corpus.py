@@ -1,10 +1,11 @@
-"""Texts of 100 MB and 1 GB: encoding, 100 steps of training and a second start, each as a process of its own.
+"""Texts of 100 MB to 1 GB: encoding, 100 steps of training and a second start, each as a process of its own.
 
     python benchmarks/big_corpus.py [FOLDER]
 
 The texts are made by this script, the same from the same seed, and kept in FOLDER (default: a temporary one, which
-needs 6 GB). Reported are megabytes per second, the peak resident memory of the largest process and of all together,
-the seconds of each stage, and the seconds from the command `textlstm train` to its first step where the cache is full.
+needs 8 GB). Reported are megabytes per second, the peak resident memory of the largest process and of all together,
+the seconds of each stage, those from the command `textlstm train` to its first step where the cache is full, and how
+time and memory grow with the text.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from card import report
 
-SIZES = {"100 MB": 100_000_000, "1 GB": 1_000_000_000}
+SIZES = {"100 MB": 100_000_000, "500 MB": 500_000_000, "1 GB": 1_000_000_000}
 WORKERS = 2
 STEPS = 100
 
@@ -64,17 +66,16 @@ def peak_memory(pid: int, stop: threading.Event, peaks: dict[str, int]) -> None:
 CHILD = """
 import json, os, sys, time
 started = time.perf_counter()
-from pathlib import Path
-from textlstm.config import CorpusConfig
-from textlstm.corpus import read_corpus
-from textlstm.run import tokenizer_of
-from textlstm.view import View
 times = {}
 def mark(name):
     global started
     now = time.perf_counter()
     times[name], started = now - started, now
-def main():
+def main():  # imports nothing outside, as the command line: workers import this script
+    from textlstm.config import CorpusConfig
+    from textlstm.corpus import read_corpus
+    from textlstm.run import tokenizer_of
+    from textlstm.view import View
     name, path, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
     mark("imports")
     corpus = read_corpus([path], CorpusConfig(val_chars=10_000, max_dev_chars=10_000))
@@ -118,7 +119,7 @@ def watched(command: list[str], environment: dict[str, str]) -> tuple[str, float
     return out, time.perf_counter() - started, peaks
 
 
-def measure(text: Path, tokenizer: str, folder: Path) -> dict[str, object]:
+def measure(text: Path, tokenizer: str, folder: Path) -> dict[str, Any]:
     """First start, second start and a short training on one text."""
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
@@ -157,8 +158,22 @@ def measure(text: Path, tokenizer: str, folder: Path) -> dict[str, object]:
     }
 
 
+def against_size(results: dict[str, dict[str, Any]], tokenizer: str) -> dict[str, float]:
+    """How time and memory grow with the text: 1 is linear time, where starting costs do not count, and equal memory."""
+    small, middle, large = (results[f"{size}, {tokenizer}"] for size in SIZES)
+    seconds = [sum(r["first_start_seconds"][s] for s in ("reading", "encoding")) for r in (small, middle, large)]
+    first, second, third = SIZES.values()
+    later, earlier = (seconds[2] - seconds[1]) / (third - second), (seconds[1] - seconds[0]) / (second - first)
+    return {
+        "seconds_per_byte_above_500_MB_to_below": later / earlier,
+        "peak_memory_1_GB_to_100_MB": large["peak_megabytes"]["together"] / small["peak_megabytes"]["together"],
+        "training_peak_memory_1_GB_to_100_MB": large["training_peak_megabytes"]["together"]
+        / small["training_peak_megabytes"]["together"],
+    }
+
+
 def main() -> None:
-    """Measures both sizes with both tokenizers."""
+    """Measures all sizes with both tokenizers."""
     given = sys.argv[1:]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(given[0] if given else temporary)
@@ -171,7 +186,8 @@ def main() -> None:
             for tokenizer in ("bpe", "byte"):
                 results[f"{size}, {tokenizer}"] = measured = measure(text, tokenizer, folder)
                 print(size, tokenizer, json.dumps(measured), file=sys.stderr)
-        report("big_corpus", {"workers": WORKERS, "steps": STEPS, **results})
+        summary = {name: against_size(results, name) for name in ("bpe", "byte")}
+        report("big_corpus", {"workers": WORKERS, "steps": STEPS, "against_size": summary, **results})
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ from textlstm.errors import TextLSTMError
 
 if TYPE_CHECKING:
     from textlstm.corpus.document import Document
+    from textlstm.run import Request
+    from textlstm.trainer.launch import Host
 
 Command = Callable[..., Any]
 
@@ -253,8 +255,10 @@ def _train(request: Any, quiet: bool) -> Any:
     "--restarts",
     type=click.IntRange(min=0),
     default=2,
-    help="With --processes: begin again so often from the last checkpoint.",
+    help="With --processes or --host: begin again so often from the last checkpoint.",
 )
+@click.option("--host", metavar="K/N", help="This is host K of N that train together; give it on each of them.")
+@click.option("--meet", metavar="ADDRESS:PORT", help="With --host: where the first host is found by the others.")
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
 )
@@ -276,7 +280,8 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     textlstm train tiny-shakespeare --out runs/bard --minutes 30
     textlstm train --resume --out runs/bard              after Ctrl-C or a crash
     textlstm train sonnets.txt --init-from shakespeare   fine-tune
-    textlstm train big/ --processes 4 --minutes 600      several processes; several hosts: torchrun -m textlstm train
+    textlstm train big/ --processes 4 --minutes 600      several processes
+    textlstm train big/ --out RUN --host 1/2 --meet 10.0.0.1:29500    and 2/2 on the second host
     """
     started = time.perf_counter()
     from textlstm.run import Request
@@ -290,13 +295,14 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     settings = {k: v for k, v in stored.items() if k != "steps"} | settings
     if values["workers"] is None:
         values["workers"] = min(8, os.cpu_count() or 1)
-    processes, restarts, rank = values.pop("processes"), values.pop("restarts"), int(os.environ.get("RANK", "0"))
+    processes, restarts = values.pop("processes"), values.pop("restarts")
+    host = _host(values.pop("host"), values.pop("meet"))
     request = Request(steps=steps, settings=settings, command=_command_line(), started=started, **values)
-    if processes > 1 and "WORLD_SIZE" not in os.environ:
-        from textlstm.run import run_folder
-        from textlstm.trainer.launch import launch
-
-        sys.exit(launch(processes, [*sys.argv[1:], "--out", str(run_folder(request))], restarts))
+    if (processes > 1 or host is not None) and "WORLD_SIZE" not in os.environ:
+        sys.exit(_launch(request, processes, restarts, host))
+    if host is not None:
+        host.place()
+    rank = int(os.environ.get("RANK", "0"))
     result = _train(request, quiet or rank > 0)
     if rank > 0:
         return
@@ -314,6 +320,28 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     if target is not None and result.seconds_to_loss is None:
         click.echo(f"the held-out text never cost as little as {target:g} nats per character", err=True)
         sys.exit(1)
+
+
+def _host(place: str | None, meeting: str | None) -> Host | None:
+    from textlstm.trainer.launch import Host
+
+    if place is None and meeting is None:
+        return None
+    if place is None or meeting is None:
+        raise click.UsageError("--host and --meet go together")
+    return Host.parse(place, meeting)
+
+
+def _launch(request: Request, processes: int, restarts: int, host: Host | None) -> int:
+    from textlstm.run import run_folder
+    from textlstm.trainer.launch import launch
+
+    arguments = sys.argv[1:]
+    if host is None:
+        arguments = [*arguments, "--out", str(run_folder(request))]
+    elif request.out is None:
+        raise click.UsageError("several hosts need --out RUN")
+    return launch(processes, arguments, restarts, host)
 
 
 @cli.command(short_help="Search for the best options for your text.")

@@ -229,10 +229,11 @@ def train(request: Request, view: View | None = None) -> Result:
         Interrupted: a signal came; everything was saved.
     """
     try:
-        with deterministic(request.deterministic), joined() as group:
+        view = View() if view is None else view
+        with deterministic(request.deterministic), joined(view.notice) as group:
             run = _train if group.rank == 0 else _follow
             started = time.perf_counter() if request.started is None else request.started
-            return run(request, View() if view is None else view, started, group)
+            return run(request, view, started, group)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

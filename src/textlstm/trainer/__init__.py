@@ -220,20 +220,29 @@ class Trainer:
         Raises:
             DivergedError: the numbers stopped being finite.
         """
-        while not self.finished:
-            report = self.advance()
-            callbacks.on_step(report)
-            if self.step % self.look_every == 0 or self.step == self.config.steps:
-                callbacks.on_look(self._look(), self.averaged)
-                early = bool(self.config.patience) and self._stale >= self.config.patience
-                reached = bool(self.group.largest(callbacks.reached(self.averaged)))  # asked at the last look too
-                self.finished = reached or early or self.step == self.config.steps
-            reason = self._reason(callbacks)
-            if self.step % self.checkpoint_every == 0 or self.finished or reason:
-                callbacks.save(self.checkpoint())
-            if reason and not self.finished:
-                return reason
+        with self.group.together():
+            while not self.finished:
+                report = self.advance()
+                callbacks.on_step(report)
+                if self.step % self.look_every == 0 or self.step == self.config.steps:
+                    self._look_with(callbacks)
+                reason = self._reason(callbacks)
+                if self.step % self.checkpoint_every == 0 or self.finished or reason:
+                    checkpoint = self.checkpoint()
+                    with self.group.apart():
+                        callbacks.save(checkpoint)
+                if reason and not self.finished:
+                    return reason
         return None
+
+    def _look_with(self, callbacks: Callbacks) -> None:
+        """Looks at the development part, and sees whether that ends the run."""
+        look = self._look()
+        with self.group.apart():
+            callbacks.on_look(look, self.averaged)
+        early = bool(self.config.patience) and self._stale >= self.config.patience
+        reached = bool(self.group.largest(callbacks.reached(self.averaged)))  # asked at the last look too
+        self.finished = reached or early or self.step == self.config.steps
 
     def _reason(self, callbacks: Callbacks) -> str | None:
         """Why to stop; a signal to any rank stops all."""

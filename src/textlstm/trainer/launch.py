@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
+import struct
 import sys
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from textlstm.errors import RunError
+from textlstm.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -17,33 +22,111 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def launch(processes: int, arguments: Sequence[str], restarts: int) -> int:
+_TRY_AGAIN = {1}  # exit codes; wrong use and numbers that are not finite come again, and a user's signal is meant
+
+
+@dataclass(frozen=True)
+class Host:
+    """One of several hosts that train together.
+
+    Attributes:
+        number: of this host, from 0; the processes of the first one are the first ranks.
+        total: number of hosts.
+        meeting: address and port at which the first rank, on the first host, is found.
+    """
+
+    number: int
+    total: int
+    meeting: tuple[str, int]
+
+    @classmethod
+    def parse(cls, place: str, meeting: str) -> Host:
+        """A host from words such as "1/2" and "10.0.0.1:29500".
+
+        Raises:
+            UsageError: other words.
+        """
+        counted, (address, _, port) = re.fullmatch(r"(\d+)/(\d+)", place), meeting.rpartition(":")
+        if counted is None or not 1 <= int(counted[1]) <= int(counted[2]):
+            raise UsageError(f"--host must be the number of this host of all, for example 1/2, not {place}")
+        if not address or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise UsageError(
+                f"--meet must be an address of the first host and a free port, 10.0.0.1:29500, not {meeting}"
+            )
+        return cls(int(counted[1]) - 1, int(counted[2]), (address.strip("[]"), int(port)))
+
+    def place(self) -> None:
+        """Gives this process, which torchrun started as a rank of its host, its rank among those of all hosts."""
+        processes = int(os.environ["WORLD_SIZE"])
+        os.environ["RANK"] = str(self.number * processes + int(os.environ["RANK"]))
+        os.environ["WORLD_SIZE"] = str(self.total * processes)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = self.meeting[0], str(self.meeting[1])
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # torchrun's serves this host alone
+
+
+def launch(processes: int, arguments: Sequence[str], restarts: int, host: Host | None = None) -> int:
     """Runs `python -m textlstm` with these arguments as so many ranks.
 
     Args:
-        processes: how many.
+        processes: how many on this host.
         arguments: of the command line.
-        restarts: how many times all are started again after one has died.
+        restarts: how many times all are started again, to go on from the last checkpoint, after one has died.
+        host: which of several this one is; each launches its own, and those meet.
 
     Returns:
         An exit code: 0, that of the first rank that failed, or 128 plus a signal.
     """
+    os.environ.update(_variables(processes))
+    if host is not None and (name := _interface_to(host.meeting)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # gloo looks the host's name up, which leads astray often
+    for left in reversed(range(restarts + 1)):
+        code, ended = _launch_once(processes, arguments)
+        again = left > 0 and code in _TRY_AGAIN
+        if ended:
+            print(f"{ended}; beginning again from the last checkpoint" if again else ended, file=sys.stderr)
+        if not again:
+            break
+        arguments = [*arguments, "--resume"]
+    return code
+
+
+def _launch_once(processes: int, arguments: Sequence[str]) -> tuple[int, str]:
+    """One attempt; an exit code, and who died by what, if one did."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    os.environ.update(_variables(processes))
     try:
-        elastic_launch(_config(processes, restarts), sys.executable)("-m", "textlstm", *arguments)
+        elastic_launch(_config(processes), sys.executable)("-m", "textlstm", *arguments)
     except SignalException as error:
-        return 128 + int(error.sigval)
+        return 128 + int(error.sigval), ""
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode
         died = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        print(f"rank {rank} {died}; all {processes} processes were stopped", file=sys.stderr)
-        return code if code > 0 else 1
-    return 0
+        stopped = f"; all {processes} processes were stopped" if processes > 1 else ""
+        return code if code > 0 else 1, f"rank {rank} {died}{stopped}"
+    return 0, ""
+
+
+def _interface_to(meeting: tuple[str, int]) -> str | None:
+    """The network interface by which an address is reached, or None where the system does not tell."""
+    try:
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(meeting)  # sends nothing
+            own = socket.inet_aton(probe.getsockname()[0])
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # one without an address
+                    if fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))[20:24] == own:
+                        return name
+    except (ImportError, OSError):
+        pass
+    return None
+
+
+_SIOCGIFADDR = 0x8915  # of Linux
 
 
 def call(processes: int, function: Callable[..., T], *arguments: Any) -> list[T]:
@@ -65,7 +148,7 @@ def call(processes: int, function: Callable[..., T], *arguments: Any) -> list[T]
     before = {name: os.environ.get(name) for name in _variables(processes)}
     os.environ.update(_variables(processes))
     try:
-        results = elastic_launch(_config(processes, 0), function)(*arguments)
+        results = elastic_launch(_config(processes), function)(*arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message = failure.message if isinstance(failure.message, str) else failure.message["message"]
@@ -86,11 +169,11 @@ def _variables(processes: int) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
-def _config(processes: int, restarts: int) -> LaunchConfig:
+def _config(processes: int) -> LaunchConfig:
     from torch.distributed.launcher.api import LaunchConfig
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # our message says it in a line
     return LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.2,
+        rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2,
     )  # fmt: skip
