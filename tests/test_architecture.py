@@ -39,7 +39,7 @@ LAYERS = (
 EXCEPTIONS = {("config", "errors")}
 MAY_IMPORT_TORCH = {
     "network", "network.losses", "network.recurrence", "legacy", "trainer", "trainer.speed", "trainer.device",
-    "trainer.distributed", "trainer.launch", "engine.torch", "planning", "run", "export.modeling_textlstm",
+    "trainer.distributed", "trainer.launch", "engine.torch", "planning", "export.modeling_textlstm",
     "learning.dynamic", "learning.engine",
 }  # fmt: skip
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -492,7 +492,7 @@ def test_flags_that_scripts_rely_on(name):
 
 def test_options_reach_the_request(run, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(cli, "_train", lambda request, quiet: asked.append(request) or sys.exit(0))
+    monkeypatch.setattr("textlstm.cli.training._train", lambda request, quiet: asked.append(request) or sys.exit(0))
     run(
         "train", "a.txt", "b.txt", "--steps", "7", "--hidden-size", "9", "--no-tie-embeddings", "--val-chars", "5",
         "--lr", "0.1", "--out", "o", "--seed", "3", "--init-from", "m", "--resume", "--time-to-loss", "1.5",

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 import textlstm
-import textlstm.run
+import textlstm.run.loop
 from textlstm import files, metrics
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import LaneReader
@@ -325,7 +325,7 @@ def test_best_weights_found_while_the_disk_was_full_are_not_lost(book, tmp_path,
 def test_no_checkpoint_promises_a_model_that_is_not_written(book, whole, tmp_path, monkeypatch):
     # Killed after such a checkpoint, the run would go on and never write the best weights.
     folder, kept, refusing = tmp_path / "run", [], [True]
-    real = textlstm.run.write_model
+    real = textlstm.run.loop.write_model
 
     def write_model(*arguments, **more):
         if refusing[0]:
@@ -337,7 +337,7 @@ def test_no_checkpoint_promises_a_model_that_is_not_written(book, whole, tmp_pat
             kept.extend(path.name for path in (folder / "checkpoints").iterdir())
             refusing[0] = False
 
-    monkeypatch.setattr("textlstm.run.write_model", write_model)
+    monkeypatch.setattr("textlstm.run.loop.write_model", write_model)
     train(request(book, folder), Watch(act))
     assert kept == ["step-4"]  # of before the first look
     assert weights(folder) == weights(whole)
@@ -412,7 +412,7 @@ def test_a_real_limit_on_file_sizes(book, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_text_is_read(book, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr("textlstm.run.read_corpus", lambda *a: pytest.fail("the text was read"))
+    monkeypatch.setattr("textlstm.run.beginning.read_corpus", lambda *a: pytest.fail("the text was read"))
     with pytest.raises(RunError, match=f"{tmp_path} is not writable; name another --out"):
         train(request(book, tmp_path / "deep" / "run"))
     assert not (tmp_path / "deep").exists()

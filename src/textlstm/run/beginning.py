@@ -1,0 +1,153 @@
+"""How a run begins, and how it is taken up again: text, tokenizer, plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
+from textlstm.corpus import Corpus, Part, absolute, cache_dir, read_corpus, steps_per_epoch
+from textlstm.corpus.sources import ROWS
+from textlstm.errors import ModelFileError, RunError, UsageError
+from textlstm.files import write_atomically
+from textlstm.model_file import ModelFile, read_model
+from textlstm.planning import Plan
+from textlstm.registry import MODEL_FILE, find_model
+from textlstm.run.setup import (
+    Request,
+    Setup,
+    absolute_model,
+    asked_of,
+    check_length,
+    minutes_of,
+    shape_of,
+    split_settings,
+    with_absolute_val,
+)
+from textlstm.tokenizer import Tokenizer, absolute_name, from_json, make_tokenizer
+from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step
+from textlstm.trainer.device import choose_device
+from textlstm.view import View
+
+_FEW_STEPS = 100
+
+
+def initial_model(init_from: str | None) -> ModelFile | None:
+    """The model that a run begins from."""
+    return None if init_from is None else read_model(find_model(init_from))
+
+
+def begin(
+    request: Request, initial: ModelFile | None, view: View, started: float
+) -> tuple[Setup, Corpus, Tokenizer, str]:
+    """Decides everything about a new run."""
+    check_length(request)
+    if request.preset is not None and request.preset not in PRESETS:
+        raise UsageError(f"there is no preset {request.preset!r}; known are {', '.join(PRESETS)}")
+    for_corpus, for_model, for_train = split_settings(request.settings)
+    preset = PRESETS.get(request.preset or "", {"model": {}, "train": {}})
+    for_model, for_train = preset["model"] | for_model, preset["train"] | for_train
+    if "vocab_size" in request.settings and "tokenizer" not in request.settings:
+        for_train["tokenizer"] = "bpe"
+    if initial is not None:
+        for_model = shape_of(initial, for_model, for_train)
+    ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)  # impossible values, before a long text is read
+    device = choose_device(request.device, for_train.get("precision", TrainConfig.precision), view.notice)
+    minutes = minutes_of(request, preset)
+    plan: Plan | None = None
+    if minutes is not None:
+        plan = Plan(minutes, started, device, view.notice)
+        for_corpus.setdefault("max_val_chars", plan.most_held_out)
+    corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
+    if request.time_to_loss is not None and not corpus.val.num_chars:
+        raise UsageError("--time-to-loss needs a held-out text; leave out --val-fraction 0")
+    view.notice(
+        f"text: {corpus.train.num_chars + corpus.dev.num_chars:,} characters, held out {corpus.val.num_chars:,}"
+    )
+    if plan is not None:
+        corpus = plan.choose(corpus, for_corpus, for_model, for_train, initial)
+    if initial is not None:
+        tokenizer = initial.tokenizer
+    else:
+        boundary = bool(for_model.get("boundary", ModelConfig.boundary))
+        wanted = int(for_model.get("vocab_size", ModelConfig.vocab_size)) - boundary
+        name = for_train["tokenizer"] = absolute_name(for_train.get("tokenizer", TrainConfig.tokenizer))
+        tokenizer = tokenizer_of(name, corpus, wanted, view)
+        for_model["vocab_size"] = tokenizer.vocab_size + boundary
+    model = ModelConfig.from_dict(for_model)
+    if request.steps is not None:
+        for_train["steps"] = request.steps
+    train = TrainConfig.from_dict(for_train)
+    if plan is not None:
+        train = plan.count_steps(model, train, corpus, tokenizer)
+    elif request.epochs is not None:
+        tokens = len(corpus.encode(tokenizer, model.boundary_id, request.workers, view.notice).train)
+        per_epoch = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
+        train = train.replace(steps=max(1, math.ceil(request.epochs * per_epoch)))
+        if train.steps < _FEW_STEPS:
+            view.notice(f"{train.steps} steps in all: too few to learn much; raise --epochs, or leave the length out")
+    setup = Setup(
+        [absolute(str(source)) for source in request.sources],
+        with_absolute_val(CorpusConfig.from_dict(for_corpus)),
+        model,
+        train,
+        corpus.fingerprint,
+        [] if plan is None else plan.reasons,
+        None if request.init_from is None else absolute_model(request.init_from),
+        None if initial is None else initial.sha256,
+        asked_of(request) | ({} if minutes is None else {"minutes": minutes}),
+        None if plan is None else plan.predicted,
+    )
+    return setup, corpus, tokenizer, device
+
+
+def take_up(
+    folder: Path, setup: Setup, request: Request, view: View
+) -> tuple[Corpus, Tokenizer, Checkpoint | None, ModelFile | None]:
+    """Takes up a run where it was left; without a checkpoint, the model to begin from comes too."""
+    if "-" in (*setup.sources, setup.corpus.val):
+        if sys.stdin is None or sys.stdin.isatty():
+            raise RunError(f"{folder} was begun with a text from standard input: pipe the same text in again")
+        view.notice("reading the text from standard input again")
+    if ROWS in setup.sources and not request.sources:
+        raise RunError(f"{folder} was begun with {ROWS}: hand the same ones over again")
+    corpus = read_corpus(request.sources or setup.sources, setup.corpus, view.notice)
+    if corpus.fingerprint != setup.fingerprint:
+        raise RunError(f"the text has changed since {folder} was begun, so going on would not be the same run")
+    checkpoints, step = folder / "checkpoints", request.resume_step
+    checkpoint = load_newest(checkpoints, view.notice) if step is None else load_step(checkpoints, step)
+    if checkpoint is not None:
+        return corpus, from_json(checkpoint.values["tokenizer"]), checkpoint, None
+    if any(path.name.removeprefix("step-").isdigit() for path in (folder / "checkpoints").glob("step-*")):
+        raise RunError(
+            f"no checkpoint of {folder} is whole; its {MODEL_FILE} is kept as it is: go on from it in another "
+            f"folder with --init-from {folder}"
+        )
+    view.notice("no checkpoint yet; beginning afresh")
+    initial = initial_model(setup.init_from)
+    if initial is not None:
+        if initial.sha256 != setup.init_sha256:
+            raise RunError(f"{setup.init_from} has changed since {folder} was begun from it; begin anew")
+        return corpus, initial.tokenizer, None, initial
+    wanted = setup.model.vocab_size - setup.model.boundary
+    return corpus, tokenizer_of(setup.train.tokenizer, corpus, wanted, view), None, None
+
+
+def tokenizer_of(name: str, corpus: Corpus, vocab_size: int, view: View) -> Tokenizer:
+    """The tokenizer of a run; one made for a long text is kept in the cache."""
+    if isinstance(corpus.train, Part):
+        return make_tokenizer(name, corpus.training_text(name), vocab_size)
+    key = hashlib.sha256(json.dumps([1, corpus.fingerprint, name, vocab_size]).encode()).hexdigest()
+    path = cache_dir() / "tokenizers" / f"{key}.json"
+    if path.exists():
+        with suppress(ModelFileError, ValueError, OSError):
+            return from_json(json.loads(path.read_bytes()))
+    tokenizer = make_tokenizer(name, corpus.training_text(name, view.notice), vocab_size)
+    with suppress(OSError):  # without room it is made again the next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(tokenizer.to_json()).encode())
+    return tokenizer

@@ -1,0 +1,506 @@
+"""A run from its first step to its result: looks, samples, checkpoints, log, the model file."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from textlstm import metrics
+from textlstm.config import ModelConfig, TrainConfig
+from textlstm.corpus import Corpus, LaneReader, Part, Tokens
+from textlstm.engine.torch import TorchEngine
+from textlstm.errors import Interrupted, MissingExtraError, RunError
+from textlstm.files import append_whole, insist, sync_file, write_atomically
+from textlstm.learning import measure
+from textlstm.model_file import ModelFile, read_model, write_model
+from textlstm.network import RecurrentLM
+from textlstm.novelty import RUN_LENGTHS, CopyMeter, SuffixIndex
+from textlstm.planning import SAMPLE_CHARS, SAMPLES, SHOWN_TOKENS, lighter, portions, samples_of
+from textlstm.registry import MODEL_FILE
+from textlstm.run.card import processor, version_of
+from textlstm.run.folder import size_of
+from textlstm.run.setup import Request, Result, Setup, process_seconds
+from textlstm.run.signals import Signals
+from textlstm.scoring.parts import score_held_out
+from textlstm.tokenizer import Tokenizer, bytes_to_text
+from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, Weights, is_out_of_memory, weights_of
+from textlstm.trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
+from textlstm.trainer.distributed import Group
+from textlstm.trainer.speed import sgemm_peak
+from textlstm.view import Facts, View, loss_svg, novelty_svg
+
+GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny Shakespeare
+ORIGINAL_SPLIT_CHARS = 104_217
+
+
+def lane_reader(tokens: Tokens, tokenizer: Tokenizer, model: ModelConfig, train: TrainConfig) -> LaneReader:
+    """The reader of a training text."""
+    line_end_V = np.zeros(model.vocab_size, dtype=bool)
+    for id in range(tokenizer.vocab_size):
+        line_end_V[id] = tokenizer.token_bytes(id).endswith(b"\n")
+    lanes, length, jitter, seed = train.batch_size, train.seq_len, train.jitter, train.seed
+    return LaneReader(tokens.train, lanes, length, jitter, seed, model.boundary_id, line_end_V)
+
+
+def development(corpus: Corpus, tokens: Tokens) -> Development | None:
+    """The part of a text that picks the best weights, or None where there is none."""
+    if not len(tokens.dev):
+        return None
+    return Development(tokens.dev, tokens.train[-metrics.WARM_UP :], corpus.dev.num_chars, corpus.dev.num_bytes)
+
+
+class Run:
+    """A run under way: the trainer, and everything that watches it."""
+
+    def __init__(
+        self, folder: Path, setup: Setup, corpus: Corpus, tokenizer: Tokenizer, request: Request, view: View,
+        started: float, group: Group, device: str,
+    ) -> None:  # fmt: skip
+        self.group, self.device = group, device
+        self.folder, self.setup, self.corpus, self.tokenizer = folder, setup, corpus, tokenizer
+        self.request, self.view, self.started = request, view, started
+        self.tokens: Tokens = corpus.encode(tokenizer, setup.model.boundary_id, request.workers, view.notice)
+        self.seconds_before = 0.0
+        self.seconds_to_loss: float | None = None
+        self.train_curve: list[tuple[int, float]] = []
+        self.dev_curve: list[tuple[int, float]] = []
+        self.copied_curve: list[tuple[int, float, float]] = []  # step, longest run, share of copied characters
+        self.chooses = bool(len(self.tokens.dev))  # whether a development part picks the best weights
+        self.shown = "development" if self.chooses else "held-out"
+        self.best_step: int | None = None
+        self._signals = Signals(view.notice, hold=group.size > 1)
+        self._began = (0, 0.0)  # step and time at which training began here
+        self._told_late = False
+        self._failing: set[str] = set()  # what could not be written the last time
+        self._unwritten: tuple[Weights, Mapping[str, Any]] | None = None  # a model that the disk has not taken yet
+        self._lightened = False  # memory ran out here, and training went on in smaller portions
+        self._unsaved: str | None = None  # why the last checkpoint could not be written
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on the run, earlier ones before an interruption included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    @property
+    def chars_per_token(self) -> float:
+        """Characters of training text per token."""
+        return self.corpus.train.num_chars / max(1, len(self.tokens.train))
+
+    def go(self, checkpoint: Checkpoint | None, initial: ModelFile | None) -> Result:
+        """Trains to the end, scores, and finishes the run folder."""
+        if self.group.size > 1:
+            message = {
+                "folder": str(self.folder),
+                "setup": self.setup.to_dict(),
+                "tokenizer": self.tokenizer.to_json(),
+            }
+            self.group.share(json.dumps({**message, "resumed": checkpoint is not None}).encode())
+        while True:
+            try:
+                trainer, reason = self._trained(checkpoint, initial)
+                break
+            except (MemoryError, RuntimeError) as error:
+                smaller = lighter(self.setup.train) if is_out_of_memory(error) and self.group.size == 1 else None
+                if smaller is None:
+                    raise
+            checkpoint = self._go_on_with(smaller)  # here the failed trainer is gone
+        if reason is not None:
+            self._interrupted(trainer)
+        result = self._finish(trainer)
+        self.group.share(json.dumps({"result": result.to_dict()}).encode())
+        return result
+
+    def _go_on_with(self, train: TrainConfig) -> Checkpoint | None:
+        """Changes the configuration of a run whose memory ran out; the checkpoint to go on from, if there is one.
+
+        The steps stay the same, up to rounding, so that checkpoints of before fit; from here on they follow from
+        `config.json` again.
+        """
+        gc.collect()
+        self._lightened = True
+        self.setup = dataclasses.replace(self.setup, train=train)
+        insist(
+            lambda: write_atomically(self.folder / "config.json", json.dumps(self.setup.to_dict(), indent=1).encode())
+        )
+        checkpoint = load_newest(self.folder / "checkpoints", self.view.notice)
+        where = "the beginning" if checkpoint is None else f"step {checkpoint.step}"
+        self.view.notice(f"memory ran out; going on from {where}: {portions(train)}")
+        self.train_curve.clear()
+        self.dev_curve.clear()
+        return checkpoint
+
+    def _trained(self, checkpoint: Checkpoint | None, initial: ModelFile | None) -> tuple[Trainer, str | None]:
+        """Trains from a checkpoint or the beginning; the trainer, and why it was stopped, if it was."""
+        trainer = self._trainer(initial)
+        if self.group.size > 1:
+            self.group.share_checkpoint(trainer.checkpoint() if checkpoint is None else checkpoint)
+        if checkpoint is None:
+            for name in ("log.jsonl", "samples.md", MODEL_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)  # what a kill left while it wrote the first
+        else:
+            trainer.restore(checkpoint)
+            self._rewind(checkpoint)
+        self.view.begin(self._facts(), trainer.step)
+        self._began = (trainer.step, time.perf_counter())
+        callbacks = Callbacks(
+            on_step=self._on_step,
+            on_look=self._on_look,
+            save=self._save,
+            stop=self._signals.reason,
+            reached=self._reached,
+        )
+        with self._signals:
+            return trainer, trainer.run(callbacks)
+
+    def follow(self, resumed: bool) -> None:
+        """Trains as one of the ranks that write nothing."""
+        trainer = self._trainer(None)
+        trainer.restore(self.group.share_checkpoint(None if resumed else trainer.checkpoint()))
+        with self._signals:
+            reason = trainer.run(Callbacks(stop=self._signals.reason))
+        if reason is not None:
+            raise Interrupted(
+                f"rank {self.group.rank} stopped with the others", self._signals.received or signal.SIGTERM
+            )
+
+    def _trainer(self, initial: ModelFile | None) -> Trainer:
+        model, train = self.setup.model, self.setup.train
+        reader = lane_reader(self.tokens, self.tokenizer, model, train)
+        if reader.batch_size < train.batch_size:
+            self.view.notice(f"the text is short: {reader.batch_size} lanes instead of {train.batch_size}")
+        dev = development(self.corpus, self.tokens)
+        if dev is None and len(self.tokens.val) and self.corpus.val_follows:
+            ids = self.tokens.val[:SHOWN_TOKENS]
+            data = self.tokenizer.decode_bytes(ids[ids < self.tokenizer.vocab_size].tolist())
+            before = self.tokens.train[-metrics.WARM_UP :]
+            dev = Development(ids, before, max(1, len(bytes_to_text(data))), max(1, len(data)), chooses=False)
+        weights = None if initial is None else initial.weights
+        counts_V = metrics.token_counts(self.tokens.train, model.vocab_size)
+        return Trainer(model, train, reader, dev, weights, self.device, self.group, counts_V)
+
+    def _facts(self) -> Facts:
+        model = self.setup.model
+        return Facts(
+            title=f"{self.corpus.name} -> {self.folder}",
+            lines=self.setup.reasons,
+            steps=self.setup.train.steps,
+            chars_per_token=self.chars_per_token,
+            uniform=math.log(model.vocab_size),
+            unigram=metrics.unigram_nats(self.tokens.train, model.vocab_size),
+            flops_per_token=3 * model.flops_per_token,
+            peak=sgemm_peak(self.device),
+            shown=self.shown,
+        )
+
+    def _log(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        self._attempt("log.jsonl", lambda: append_whole(self.folder / "log.jsonl", line))
+
+    def _attempt(self, name: str, write: Callable[[], None]) -> None:
+        """Writes something that training can do without for a while; a failure is told once."""
+        try:
+            write()
+        except OSError as error:
+            if name not in self._failing:
+                self.view.notice(f"{name} cannot be written ({error.strerror}); training goes on")
+            self._failing.add(name)
+        else:
+            self._failing.discard(name)
+
+    def _on_step(self, report: StepReport) -> None:
+        self.view.step(report.step, report.nats, report.lr, report.epoch, report.tokens, report.seconds)
+        if report.skipped is not None:
+            self.view.notice(f"step {report.step} was skipped: {_SKIPPED[report.skipped]}")
+        every = max(1, report.steps // 1000)
+        if report.step % every == 0 or report.skipped is not None:
+            nats = report.nats
+            per_char = nats / self.chars_per_token
+            if math.isfinite(per_char) and report.skipped is None:
+                self.train_curve.append((report.step, per_char))
+            self._log(
+                {
+                    "event": "step", "step": report.step, "nats_per_token": nats, "nats_per_char": per_char,
+                    "lr": report.lr, "epoch": report.epoch, "tokens_per_second": report.tokens / report.seconds,
+                    **({} if report.skipped is None else {"skipped": report.skipped}),
+                }
+            )  # fmt: skip
+
+    def _on_look(self, look: Look, network: RecurrentLM) -> None:
+        record: dict[str, Any] = {
+            "event": "look",
+            "step": look.step,
+            "best": look.best,
+            "seconds": look.seconds,
+        }
+        if look.dev is not None:
+            self.dev_curve.append((look.step, look.dev.nats_per_char))
+            record["dev" if self.chooses else "held_out_begin"] = look.dev.to_dict()
+        self._log(record)
+        if look.best:
+            self.best_step = look.step
+            self._write_model(network, look.step, {"dev": record.get("dev")})
+        self.view.look(look.step, look.dev, look.best)
+        self._watch_plan(look.step)
+        every = self.setup.train.sample_every
+        finite = look.dev is None or math.isfinite(look.dev.nats)  # else the logits are not, and nothing can be drawn
+        if finite and (every is None or look.step % every == 0):
+            texts = self._samples(network)
+            told, text = self._tell_copied(look.step, texts), texts[0]
+            quoted = "".join(f"    {line}\n" for line in text.split("\n"))
+            entry = f"## step {look.step}\n\n{quoted}\n" + (f"{told}\n\n" if told else "")
+            self._attempt("samples.md", lambda: append_whole(self.folder / "samples.md", entry))
+            self.view.sample(look.step, text)
+        picture = loss_svg(self.train_curve, self.dev_curve, self.shown).encode()
+        self._attempt("loss.svg", lambda: write_atomically(self.folder / "loss.svg", picture))
+
+    def _watch_plan(self, step: int) -> None:
+        """Says once if a run that was planned for a time falls far behind it."""
+        minutes, steps = self.setup.asked.get("minutes"), self.setup.train.steps
+        first, began = self._began
+        if minutes is None or self._told_late or step - first < steps / 10 or step == steps:
+            return
+        per_step = (time.perf_counter() - began) / (step - first)
+        projected = (self.seconds + per_step * (steps - step)) / 60
+        if projected > 1.25 * minutes:
+            self._told_late = True
+            self.view.notice(
+                f"slower than when this machine was measured: about {projected:.1f} minutes in all instead of "
+                f"{minutes:g}; other programs may be using it (Ctrl-C saves)"
+            )
+
+    def _samples(self, network: RecurrentLM) -> list[str]:
+        return samples_of(network, self.tokenizer, 1 if self._copies is None else SAMPLES)
+
+    @cached_property
+    def _copies(self) -> CopyMeter | None:
+        """What measures copies, or None: the text is long beside the run, or the extra is not installed."""
+        train, config = self.corpus.train, self.setup.train
+        flops = 3 * self.setup.model.flops_per_token * config.steps * config.batch_size * config.seq_len
+        if not isinstance(train, Part) or not CopyMeter.pays(train.num_bytes, flops):
+            return None
+        human = self.corpus.dev.text if self.chooses else self.corpus.val.text
+        try:
+            return CopyMeter(SuffixIndex.of_texts(d.text for d in train.documents), human, SAMPLE_CHARS)
+        except (MissingExtraError, OSError):  # nobody asked for it, and a cache without room stops no run
+            return None
+
+    def _tell_copied(self, step: int, texts: Sequence[str]) -> str:
+        """Measures, logs and draws what of some samples is copied; returns it in words."""
+        written = None if self._copies is None else self._copies.measure(texts)
+        if self._copies is None or written is None:
+            return ""
+        human = self._copies.human
+        record = {"event": "novelty", "step": step, "samples": written.to_dict()}
+        self._log(record | ({} if human is None else {"people": human.to_dict()}))
+        self.copied_curve.append((step, written.longest, written.copied[RUN_LENGTHS[0]]))
+        picture = novelty_svg(
+            [(at, longest) for at, longest, _ in self.copied_curve],
+            [(at, share) for at, _, share in self.copied_curve],
+            None if human is None else (human.longest, human.copied[RUN_LENGTHS[0]]), RUN_LENGTHS[0],
+        )  # fmt: skip
+        self._attempt("novelty.svg", lambda: write_atomically(self.folder / "novelty.svg", picture.encode()))
+        told = self._copies.tell(written)
+        self.view.copied(told)
+        return f"copied word for word: {told}"
+
+    def _reached(self, network: RecurrentLM) -> bool:
+        wanted, val = self.setup.asked.get("time_to_loss"), self.tokens.val
+        if wanted is None or not len(val):
+            return False
+        # Several lanes are quick and nearly right; one lane decides. A score that is not a number reaches nothing.
+        if not all(
+            score_held_out(network, self.corpus, self.tokens, kind).nats_per_char <= wanted
+            for kind in ("stream-16", "stream")
+        ):
+            return False
+        self.seconds_to_loss = self.seconds_before + process_seconds()
+        self._write_model(network, None, {}, f"first look at which the held-out text cost {wanted} nats per character")
+        return True
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint; where the disk refuses, training goes on and the next one is tried."""
+        try:
+            self._flush_model()  # a checkpoint promises that the best model so far is there
+            insist(lambda: self._write_checkpoint(checkpoint))
+            self._unsaved = None
+        except OSError as error:
+            self._unsaved = error.strerror or str(error)
+            self.view.notice(
+                f"the checkpoint of step {checkpoint.step} cannot be written ({self._unsaved}); the one before stays, "
+                "and training goes on to the next"
+            )
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        values = {
+            **checkpoint.values,
+            "tokenizer": self.tokenizer.to_json(),
+            "seconds": self.seconds,
+            "best_step": self.best_step,
+            "seconds_to_loss": self.seconds_to_loss,
+            "sizes": {name: size_of(self.folder / name) for name in ("log.jsonl", "samples.md")},
+        }
+        for name in ("log.jsonl", "samples.md"):  # the sizes above are a promise
+            if (self.folder / name).exists():
+                sync_file(self.folder / name)
+        save_checkpoint(self.folder / "checkpoints", Checkpoint(checkpoint.step, checkpoint.tensors, values))
+
+    def _rewind(self, checkpoint: Checkpoint) -> None:
+        """Cuts log and samples back to where the checkpoint was taken, and takes up the curves."""
+        if not self._lightened:  # else the clock of this process has counted them already
+            self.seconds_before = checkpoint.values["seconds"]
+        self.best_step = checkpoint.values["best_step"]
+        self.seconds_to_loss = checkpoint.values.get("seconds_to_loss")
+        for name, size in checkpoint.values["sizes"].items():
+            if size_of(self.folder / name) > size:
+                os.truncate(self.folder / name, size)
+        if not size_of(self.folder / "log.jsonl"):  # a long run logs only every so many steps
+            return
+        for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # torn by a power cut; the checkpoint is whole
+                continue
+            if record["event"] == "novelty":
+                seen = record["samples"]
+                self.copied_curve.append((record["step"], seen["longest"], seen[f"copied_{RUN_LENGTHS[0]}"]))
+            elif record["event"] == "step" and record["nats_per_char"] is not None:
+                self.train_curve.append((record["step"], record["nats_per_char"]))
+            elif (seen := record.get("dev") or record.get("held_out_begin")) and seen["nats_per_char"] is not None:
+                self.dev_curve.append((record["step"], seen["nats_per_char"]))
+
+    def _write_model(
+        self, network: RecurrentLM, step: int | None, scores: Mapping[str, Any], chosen_by: str | None = None
+    ) -> None:
+        card = self._card(step, scores)
+        card["chosen_by"] = card["chosen_by"] if chosen_by is None else chosen_by
+        self._unwritten = weights_of(network), card
+        self._attempt(MODEL_FILE, self._flush_model)
+
+    def _flush_model(self) -> None:
+        """Writes the model that is waiting to be written, if one is."""
+        if self._unwritten is not None:
+            weights, card = self._unwritten
+            path = self.folder / MODEL_FILE
+            insist(lambda: write_model(path, self.setup.model, self.tokenizer, weights, card))
+            self._unwritten = None
+
+    def _card(self, step: int | None, scores: Mapping[str, Any]) -> dict[str, Any]:
+        corpus = self.corpus
+        return {
+            "corpus": {
+                "name": " ".join(Path(s).name or s for s in self.setup.sources),
+                "source": "the user's own text" if "unknown" in corpus.licence.split("; ") else corpus.source,
+                "licence": corpus.licence,
+                "canonical": corpus.canonical,
+                "sha256": corpus.fingerprint,
+            },
+            "split": {
+                "train_chars": corpus.train.num_chars,
+                "dev_chars": corpus.dev.num_chars,
+                "val_chars": corpus.val.num_chars,
+                **({} if corpus.sampled_from is None else {"train_chars_sampled_from": corpus.sampled_from}),
+            },
+            "chosen_by": "lowest loss on the development part" if corpus.dev.num_chars else "end of the run",
+            "step": step,
+            "steps": self.setup.train.steps,
+            "train": self.setup.train.to_dict() | {"tokenizer": Path(self.setup.train.tokenizer).name},
+            "seconds": round(self.seconds, 3),
+            "machine": {
+                "processor": processor(),
+                "cores": os.cpu_count(),
+                "system": platform.system(),
+                "device": self.device,
+            },
+            "versions": {name: version_of(name) for name in ("textlstm", "torch", "numpy", "tokenizers")},
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": self.request.command,
+            "scores": dict(scores),
+        }
+
+    def _interrupted(self, trainer: Trainer) -> None:
+        if not self.chooses or not (self.folder / MODEL_FILE).exists():
+            self._write_model(trainer.averaged, trainer.step, {})
+        if self._unsaved is not None:
+            raise RunError(
+                f"stopped at step {trainer.step} of {self.setup.train.steps}, but what was done since the last whole "
+                f"checkpoint in {self.folder} could not be saved: {self._unsaved}"
+            )
+        raise Interrupted(
+            f"stopped at step {trainer.step} of {self.setup.train.steps}; everything is saved. Go on with: "
+            f"textlstm train --resume --out {shlex.quote(str(self.folder))}"
+            + (", with the same text on standard input" if "-" in self.setup.sources else ""),
+            self._signals.received or signal.SIGTERM,  # another rank got it
+        )
+
+    def _finish(self, trainer: Trainer) -> Result:
+        try:
+            return self._finished(trainer)
+        except OSError as error:
+            raise RunError(
+                f"the run is over, but {self.folder} cannot be written: {error.strerror}. Make room, then finish it "
+                f"with: textlstm train --resume --out {shlex.quote(str(self.folder))}"
+            ) from error
+
+    def _finished(self, trainer: Trainer) -> Result:
+        self._flush_model()
+        if not (self.folder / MODEL_FILE).exists():  # no look at the development part gave a finite number
+            self._write_model(trainer.averaged, trainer.step, {}, "end of the run: no look gave a finite number")
+        file = read_model(self.folder / MODEL_FILE)
+        val: dict[str, Any] | None = None
+        if len(self.tokens.val):
+            self.view.notice("scoring the held-out text ...")
+            score = score_held_out(TorchEngine(file), self.corpus, self.tokens, "stream")
+            val = score.to_dict()
+            if self.corpus.canonical and score.chars == ORIGINAL_SPLIT_CHARS:
+                val["nats_per_gpt2_token"] = score.nats / GPT2_TOKENS_OF_ORIGINAL_SPLIT
+            self.view.score(score)
+            if self.setup.predicted is not None:
+                off = self.setup.predicted / score.nats_per_char - 1
+                self.view.notice(
+                    f"predicted before it began: {self.setup.predicted:.3f} nats per character, {abs(off):.1%} too "
+                    + ("high" if off > 0 else "low")
+                )
+        scores = {**file.card["scores"], **({"val": val} if val else {})}
+        card = {**file.card, "scores": scores, "seconds": round(self.seconds, 3)}
+        statistics = measure(file, self.tokens.train)  # what `--learn` will go by
+        write_model(self.folder / MODEL_FILE, file.config, file.tokenizer, file.weights, card, statistics=statistics)
+        values: dict[str, Any] = {
+            "steps": trainer.step,
+            "seconds": round(self.seconds, 3),
+            "train_chars": self.corpus.train.num_chars,
+            "params": self.setup.model.num_params,
+            "val": val,
+            "seconds_to_loss": self.seconds_to_loss,
+            "predicted": self.setup.predicted,
+        }
+        append_whole(self.folder / "log.jsonl", json.dumps(_finite({"event": "end", "result": values})) + "\n")
+        return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)
+
+
+_SKIPPED = {
+    "not finite": "its numbers are not finite",
+    "spike": "its loss or gradient stands far out from those before",
+}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
