@@ -127,7 +127,7 @@ def plot(lines: Sequence[Line], path: Path) -> None:
     for name, nats in _compressors(of_tiny).items():
         axes.axhline(nats, color="#999999", linestyle=":", linewidth=1)
         axes.annotate(
-            f"{name}, adaptive", (1, nats), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+            f" {name}, adaptive", (0, nats), xycoords=("axes fraction", "data"), ha="left", va="bottom",
             fontsize="x-small", color="#777777",
         )  # fmt: skip
     axes.set(xscale="log", xlabel="seconds since the process began", ylabel="nats per character, held out")
