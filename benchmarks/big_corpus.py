@@ -159,7 +159,7 @@ def measure(text: Path, tokenizer: str, folder: Path) -> dict[str, Any]:
 
 
 def against_size(results: dict[str, dict[str, Any]], tokenizer: str) -> dict[str, float]:
-    """How time and memory grow with the text: 1 is linear time without the cost of starting, and equal memory."""
+    """How time and memory grow with the text: 1 is linear time (starting costs do not count), and equal memory."""
     small, middle, large = (results[f"{size}, {tokenizer}"] for size in SIZES)
     seconds = [sum(r["first_start_seconds"][s] for s in ("reading", "encoding")) for r in (small, middle, large)]
     first, second, third = SIZES.values()

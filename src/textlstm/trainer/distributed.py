@@ -235,9 +235,7 @@ def joined(notice: Callable[[str], None] = lambda line: None) -> Iterator[Group]
         with _started(group):
             yield group
     except RuntimeError as error:
-        if not any(
-            word in str(error).lower() for word in ("gloo", "nccl", "connection", "timed out", "peer", "socket")
-        ):
+        if not is_broken_connection(error):
             raise
         lost = "another rank" if store is None else _lost(store, rank, members)
         raise RunError(
@@ -247,6 +245,14 @@ def joined(notice: Callable[[str], None] = lambda line: None) -> Iterator[Group]
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def is_broken_connection(error: RuntimeError) -> bool:
+    """Whether an error of torch says that another rank does not answer; it has no class of its own for that."""
+    return any(word in str(error).lower() for word in _OF_CONNECTIONS)
+
+
+_OF_CONNECTIONS = ("gloo", "nccl", "xccl", "connection", "timed out", "timeout", "peer", "socket", "pair closure")
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def launch(processes: int, arguments: Sequence[str], restarts: int, host: Host |
     if host is not None and (name := _interface_to(host.meeting)) is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # gloo looks the host's name up, which leads astray often
     for left in reversed(range(restarts + 1)):
-        code, ended = _launch_once(processes, arguments)
+        code, ended = _launch_once(processes, arguments, 0 if host is None else host.number * processes)
         again = left > 0 and code in _TRY_AGAIN
         if ended:
             print(f"{ended}; beginning again from the last checkpoint" if again else ended, file=sys.stderr)
@@ -90,7 +90,7 @@ def launch(processes: int, arguments: Sequence[str], restarts: int, host: Host |
     return code
 
 
-def _launch_once(processes: int, arguments: Sequence[str]) -> tuple[int, str]:
+def _launch_once(processes: int, arguments: Sequence[str], first_rank: int) -> tuple[int, str]:
     """One attempt; an exit code, and who died by what, if one did."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -105,7 +105,7 @@ def _launch_once(processes: int, arguments: Sequence[str]) -> tuple[int, str]:
         code = failure.exitcode
         died = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         stopped = f"; all {processes} processes were stopped" if processes > 1 else ""
-        return code if code > 0 else 1, f"rank {rank} {died}{stopped}"
+        return code if code > 0 else 1, f"rank {first_rank + rank} {died}{stopped}"
     return 0, ""
 
 
@@ -165,7 +165,8 @@ def call(processes: int, function: Callable[..., T], *arguments: Any) -> list[T]
 def _variables(processes: int) -> dict[str, str]:
     """What the ranks find in their environment, unless a user set it otherwise."""
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    wanted = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # a remark about buckets, see Group.loss_of
+    # What torch tells by itself is a remark about buckets (see Group.loss_of), and pages about a host that is away.
+    wanted = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "FATAL"}
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
