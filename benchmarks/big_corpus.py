@@ -47,20 +47,25 @@ def make_text(path: Path, size: int, seed: int = 1) -> None:
 
 
 def peak_memory(pid: int, stop: threading.Event, peaks: dict[str, int]) -> None:
-    """Watches a process and its children until told to stop: largest single one and largest sum, in bytes."""
-    page = os.sysconf("SC_PAGE_SIZE")
+    """Watches a process and its children until told to stop: the most of a single one and of all together, in bytes.
+
+    Of all together, what they share is counted once.
+    """
     while not stop.wait(0.05):
-        family, sizes = {pid}, []
+        family, resident, shared_once = {pid}, [0], 0
         for entry in sorted((e for e in os.listdir("/proc") if e.isdigit()), key=int):
             try:
-                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
-                if int(entry) in family or int(fields[1]) in family:
+                parent = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
+                if int(entry) in family or parent in family:
                     family.add(int(entry))
-                    sizes.append(int(fields[21]) * page)
-            except OSError:
+                    lines = Path("/proc", entry, "smaps_rollup").read_text().splitlines()
+                    sizes = {line.split()[0]: 1024 * int(line.split()[1]) for line in lines[1:]}
+                    resident.append(sizes["Rss:"])
+                    shared_once += sizes["Pss:"]
+            except (OSError, KeyError, IndexError):
                 continue
-        peaks["largest"] = max(peaks.get("largest", 0), max(sizes, default=0))
-        peaks["together"] = max(peaks.get("together", 0), sum(sizes))
+        peaks["largest"] = max(peaks.get("largest", 0), *resident)
+        peaks["together"] = max(peaks.get("together", 0), shared_once)
 
 
 CHILD = """

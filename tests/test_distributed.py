@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 
 import textlstm
+from textlstm.errors import UsageError
 from textlstm.model_file import read_model
 from textlstm.trainer.checkpoint import load_newest
 from textlstm.trainer.distributed import Group, is_broken_connection
+from textlstm.trainer.launch import Host
 
 SRC = Path(textlstm.__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="gloo and signals of POSIX")
@@ -285,13 +287,70 @@ def test_a_signal_stops_all_and_saves(base, whole, number, code):
         assert array.tobytes() == whole[tensor].tobytes()
 
 
+# The first rank is busy with something of its own, as with a long text, when the other one dies or falls silent.
+BUSY = """
+import os, signal, sys, time
+from textlstm.errors import RunError
+from textlstm.trainer.distributed import joined
+try:
+    with joined() as group:
+        print("joined", flush=True)
+        if group.rank == 1:
+            os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(300)
+except RunError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.slow)])
+def test_a_rank_is_missed_while_another_is_busy(tmp_path, how):
+    port, processes = str(free_port()), []
+    for rank in (0, 1):
+        place = environment(tmp_path, RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        command = [sys.executable, "-c", BUSY, how]
+        processes.append(subprocess.Popen(command, env=place, text=True, stdout=subprocess.PIPE))
+    STARTED.extend(processes)
+    assert processes[0].stdout.readline() == "joined\n"
+    began = time.monotonic()
+    out, _ = processes[0].communicate(timeout=120)
+    assert time.monotonic() - began < 30
+    processes[1].kill()
+    processes[1].communicate()
+    assert out.startswith(f"rank 0 lost rank 1 (process {processes[1].pid} on ")
+
+
+def test_ranks_among_several_hosts(monkeypatch):
+    host = Host.parse("2/3", "[fd00::1]:29500")
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "1"), ("MASTER_ADDR", ""), ("MASTER_PORT", "")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    host.place()
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")] == [
+        "5", "12", "fd00::1", "29500",
+    ]  # fmt: skip
+    assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("place", "meeting", "told"),
+    [
+        ("3/2", "a:1", "number of this host"), ("0/2", "a:1", "number of this host"), ("one", "a:1", "1/2, not one"),
+        ("1/2", "10.0.0.1", "free port"), ("1/2", ":80", "free port"), ("1/2", "a:99999", "free port"),
+    ],
+)  # fmt: skip
+def test_hosts_that_cannot_be_meant(place, meeting, told):
+    with pytest.raises(UsageError, match=told):
+        Host.parse(place, meeting)
+
+
 def test_what_several_processes_cannot_do(base):
     for more, told in (
         (("--time-to-loss", "1"), "works with one process only"), (("--batch-size", "1"), "need as many lanes"),
     ):  # fmt: skip
-        process = start(base, "never", "--processes", "2", "--restarts", "0", *more)
+        process = start(base, "never", "--processes", "2", *more)
         _, err = process.communicate(timeout=120)
-        assert process.returncode in (1, 2) and told in err, err
+        assert process.returncode == 2 and told in err and "beginning again" not in err, err
         shutil.rmtree(base / "never", ignore_errors=True)
 
 

@@ -228,6 +228,10 @@ OPTIONS = {
     "patience": ({}, {"patience": 2, "lr": 1e-4, "eval_every": 1}),
     "warmup and floor": ({}, {"warmup": 0.5, "lr_final": 0.3}),
     "no spikes": ({}, {"spike_sigmas": 0.0}),
+    "logit_scale": ({"logit_scale": 3.0}, {}),
+    "optimizer": ({}, {"beta1": 0.5, "beta2": 0.9, "weight_decay": 0.5}),
+    "bf16": ({"input_dropout": 0.3}, {"precision": "bf16"}),
+    "seed": ({}, {"seed": 7}),
 }
 
 

@@ -12,7 +12,6 @@ so that a dead one is missed soon wherever it dies.
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import platform
@@ -66,7 +65,8 @@ class _Apart:
         except RuntimeError as error:
             self._error = error
             if not self._ready.is_set() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                _thread.interrupt_main()  # what this rank does there is of no use any more
+                # What this rank does there is of no use any more; it may be waiting for something.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def end(self) -> None:
         """Waits until all ranks are ready.
