@@ -24,7 +24,7 @@ from textlstm.run.beginning import begin, initial_model, take_up, tokenizer_of
 from textlstm.run.card import processor
 from textlstm.run.folder import alone_in, check_writable, finished_result, free_run_folder, run_folder
 from textlstm.run.loop import Run, development, lane_reader
-from textlstm.run.setup import Request, Result, Setup, check_same, split_settings
+from textlstm.run.setup import Request, Result, Setup, check_same, process_seconds, split_settings
 from textlstm.run.signals import Signals
 from textlstm.tokenizer import from_json
 from textlstm.trainer import is_out_of_memory
@@ -41,6 +41,7 @@ __all__ = [
     "development",
     "free_run_folder",
     "lane_reader",
+    "process_seconds",
     "processor",
     "run_folder",
     "split_settings",
