@@ -66,18 +66,19 @@ class Watch(View):
 
     Args:
         curve: what the scores are kept in.
+        model: its file; where no development part chooses weights, it is written at the end only.
         score: gives one.
     """
 
-    def __init__(self, curve: Curve, score: Callable[[], float]) -> None:
-        self.curve, self.score_model, self.steps, self.seconds = curve, score, 0, 0.0
+    def __init__(self, curve: Curve, model: Path, score: Callable[[], float]) -> None:
+        self.curve, self.model, self.score_model, self.steps, self.seconds = curve, model, score, 0, 0.0
 
     def begin(self, facts: Facts, step: int) -> None:
         self.steps = facts.steps
 
     def look(self, step: int, dev: Score | None, best: bool) -> None:
         self.seconds = self.curve.clock.seconds
-        if step < self.steps:  # the last score is the run's own
+        if step < self.steps and self.model.exists():  # the last score is the run's own
             self.curve.look(step, self.score_model)
 
 
@@ -94,7 +95,7 @@ def by_textlstm(preset: str | None, text: str, minutes: float, seed: int) -> dic
             model = Model.load(out / MODEL_FILE, engine="torch")
             return model.score(held_out, context=training[-CONTEXT:]).nats_per_char
 
-        watch, settings = Watch(curve, score), {"val_chars": len(held_out), "seed": seed}
+        watch, settings = Watch(curve, out / MODEL_FILE, score), {"val_chars": len(held_out), "seed": seed}
         request = run.Request([str(source)], out, minutes, preset=preset, settings=settings, started=began)
         result = run.train(request, watch)
     assert result.val is not None
