@@ -14,7 +14,7 @@ from textlstm import metrics
 from textlstm.config import ModelConfig
 from textlstm.engine import load_engine
 from textlstm.errors import UsageError
-from textlstm.metrics import Score, score, token_counts, token_nats, unigram_nats
+from textlstm.metrics import Score, frequencies, score, token_counts, token_nats, unigram_nats
 from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.tokenizer import ByteTokenizer, CharTokenizer
@@ -253,9 +253,10 @@ def test_unknown_protocol(protocol):
 
 
 def test_unigram_nats_by_hand():
-    assert unigram_nats(np.array([0, 0, 1, 3]), 5) == pytest.approx(1.5 * math.log(2))
-    assert unigram_nats(np.array([2, 2, 2]), 3) == 0
-    assert unigram_nats(np.arange(8), 8) == pytest.approx(math.log(8))
+    shares = frequencies(np.array([2, 1, 0, 0]))
+    assert shares.tolist() == pytest.approx([0.5, 0.3, 0.1, 0.1])
+    assert unigram_nats(np.array([0, 0, 1, 3]), shares) == pytest.approx(-math.log(0.5 * 0.5 * 0.3 * 0.1) / 4)
+    assert unigram_nats(np.arange(8), frequencies(np.ones(8, int))) == pytest.approx(math.log(8))
 
 
 def test_a_long_text_is_counted_in_stretches_spread_over_it(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from textlstm.config import ModelConfig
+from textlstm.metrics import frequencies
 from textlstm.network import RecurrentLM, fused_lstm, reference_lstm
 from textlstm.state import State
 
@@ -454,9 +455,9 @@ def test_predicted_frequencies_before_training():
     config = make_config("untied-input-projection-scaled")
     network = RecurrentLM(config, seeded())
     counts = np.arange(config.vocab_size) * 10
-    network.predict_frequencies(counts)
+    expected = (counts + 0.5) / (counts + 0.5).sum()
+    network.predict_frequencies(frequencies(counts))
     with torch.no_grad():
         network.head.weight.zero_()
     logits, _ = network(torch.from_numpy(random_ids(2, 3)), network.zero_state(2))
-    expected = (counts + 0.5) / (counts + 0.5).sum()
     np.testing.assert_allclose(torch.softmax(logits, -1).detach().numpy(), np.tile(expected, (2, 3, 1)), rtol=1e-5)

@@ -188,11 +188,22 @@ def token_counts(ids: NDArray[Any], vocab_size: int) -> NDArray[np.int64]:
     return counts_V
 
 
-def unigram_nats(ids: NDArray[Any], vocab_size: int) -> float:
-    """Nats per token of predicting each token by its frequency alone: the entropy of the counts."""
-    counts = token_counts(ids, vocab_size).astype(np.float64)
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+def frequencies(counts_V: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The share of each token, shape (V,), where half an occurrence is added to each (Krichevsky & Trofimov 1981)."""
+    seen_V = counts_V.astype(np.float64) + 0.5
+    shares_V: NDArray[np.float64] = seen_V / seen_V.sum()
+    return shares_V
+
+
+def unigram_nats(ids: NDArray[Any], frequencies_V: NDArray[np.float64]) -> float:
+    """Nats per token of predicting each token of a text by its frequency in another one alone.
+
+    Args:
+        ids: the text, shape (N,), N > 0.
+        frequencies_V: of the other one, all above 0.
+    """
+    counts_V = token_counts(ids, len(frequencies_V))
+    return float(-(counts_V @ np.log(frequencies_V)) / counts_V.sum())
 
 
 def _parse(protocol: str) -> tuple[str, int]:

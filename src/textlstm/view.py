@@ -35,7 +35,7 @@ class Facts:
         lines: what was chosen, and why.
         steps: length of the run.
         chars_per_token: of the training text; turns nats per token into nats per character.
-        uniform, unigram: nats per token of guessing evenly, and by frequency alone.
+        uniform, unigram: nats per character of guessing evenly, and by frequency alone, on what is `shown`.
         flops_per_token: of a training step.
         peak: the machine's rate of matrix multiplication in floating-point operations per second.
         shown: what is scored while training: the development part, or the beginning of the held-out text, which
@@ -279,8 +279,7 @@ def _clock(seconds: float) -> str:
 
 
 def _orientation(facts: Facts) -> str:
-    uniform, unigram = (nats / facts.chars_per_token for nats in (facts.uniform, facts.unigram))
-    return f"guessing evenly costs {uniform:.2f} nats/char, by frequency alone {unigram:.2f}"
+    return f"guessing evenly costs {facts.uniform:.2f} nats/char, by frequency alone {facts.unigram:.2f}"
 
 
 def _held_out(score: Score) -> str:

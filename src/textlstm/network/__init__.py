@@ -135,14 +135,13 @@ class RecurrentLM(nn.Module):
                 tensor.uniform_(-bound, bound, generator=generator)
 
     @torch.no_grad()
-    def predict_frequencies(self, counts_V: NDArray[np.int64]) -> None:
+    def predict_frequencies(self, frequencies_V: NDArray[np.float64]) -> None:
         """Sets the output bias so that, before any training, tokens are about as likely as they are frequent.
 
         Args:
-            counts_V: how often each token occurs in the training text; half an occurrence is added to each.
+            frequencies_V: the share of each token in the training text, above 0.
         """
-        shares_V = (counts_V + 0.5) / (counts_V.sum() + 0.5 * len(counts_V))
-        self.head.bias.copy_(torch.from_numpy(np.log(shares_V) / self.config.logit_scale))
+        self.head.bias.copy_(torch.from_numpy(np.log(frequencies_V) / self.config.logit_scale))
 
     @property
     def device(self) -> torch.device:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from textlstm import metrics
 from textlstm.config import ModelConfig, TrainConfig
@@ -191,18 +192,36 @@ class Run:
             before = self.tokens.train[-metrics.WARM_UP :]
             dev = Development(ids, before, max(1, len(bytes_to_text(data))), max(1, len(data)), chooses=False)
         weights = None if initial is None else initial.weights
-        counts_V = metrics.token_counts(self.tokens.train, model.vocab_size)
-        return Trainer(model, train, reader, dev, weights, self.device, self.group, counts_V)
+        return Trainer(model, train, reader, dev, weights, self.device, self.group, self._frequencies_V)
+
+    @cached_property
+    def _frequencies_V(self) -> NDArray[np.float64]:
+        return metrics.frequencies(metrics.token_counts(self.tokens.train, self.setup.model.vocab_size))
+
+    def _without_learning(self) -> tuple[float, float]:
+        """What guessing evenly and by frequency alone cost, on the text that is scored while training.
+
+        Where none is, on the training text. Both in nats per character.
+        """
+        ids, chars = self.tokens.train, self.corpus.train.num_chars
+        if self.chooses:
+            ids, chars = self.tokens.dev, self.corpus.dev.num_chars
+        elif len(self.tokens.val):
+            ids, chars = self.tokens.val, self.corpus.val.num_chars
+        tokens_per_char = len(ids) / max(1, chars)
+        evenly = math.log(len(self._frequencies_V))
+        return evenly * tokens_per_char, metrics.unigram_nats(ids, self._frequencies_V) * tokens_per_char
 
     def _facts(self) -> Facts:
         model = self.setup.model
+        uniform, unigram = self._without_learning()
         return Facts(
             title=f"{self.corpus.name} -> {self.folder}",
             lines=self.setup.reasons,
             steps=self.setup.train.steps,
             chars_per_token=self.chars_per_token,
-            uniform=math.log(model.vocab_size),
-            unigram=metrics.unigram_nats(self.tokens.train, model.vocab_size),
+            uniform=uniform,
+            unigram=unigram,
             flops_per_token=3 * model.flops_per_token,
             peak=sgemm_peak(self.device),
             shown=self.shown,

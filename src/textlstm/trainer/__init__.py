@@ -147,7 +147,7 @@ class Trainer:
         initial: weights to begin from; None draws them.
         device: where to train.
         group: the processes that train together.
-        counts_V: how often each token occurs in the training text, for `unigram_bias`.
+        frequencies_V: the share of each token in the training text, for `unigram_bias`.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Trainer:
         initial: Mapping[str, NDArray[np.float32]] | None = None,
         device: str = "cpu",
         group: Group | None = None,
-        counts_V: NDArray[np.int64] | None = None,
+        frequencies_V: NDArray[np.float64] | None = None,
     ) -> None:
         self.config, self.reader, self.dev = train, reader, dev
         self.group = Group() if group is None else group
@@ -167,8 +167,8 @@ class Trainer:
         self.network = RecurrentLM(model, seeded)
         if initial is not None:
             self.network.load_state_dict({name: torch.from_numpy(array) for name, array in initial.items()})
-        elif train.unigram_bias and counts_V is not None:
-            self.network.predict_frequencies(counts_V)
+        elif train.unigram_bias and frequencies_V is not None:
+            self.network.predict_frequencies(frequencies_V)
         self.network.to(device)
         self.averaged = copy.deepcopy(self.network) if train.ema else self.network
         self._parameters = dict(self.network.named_parameters())

@@ -415,7 +415,7 @@ class _Tuner:
         try:
             trainer = Trainer(
                 model, train, reader, run.development(self.text, tokens), device=self.device,
-                counts_V=metrics.token_counts(tokens.train, model.vocab_size),
+                frequencies_V=metrics.frequencies(metrics.token_counts(tokens.train, model.vocab_size)),
             )  # fmt: skip
             trainer.run(Callbacks(on_step=self.view.report, on_look=on_look, stop=stop))
             done = trainer.step
