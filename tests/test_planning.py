@@ -130,7 +130,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
         return machine.token(model, lanes)
 
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: machine.now))
-    monkeypatch.setattr(planning, "sgemm_peak", lambda device: machine.work(0.3) and peak)
+    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: machine.work(0.3) and peak)
     monkeypatch.setattr(planning, "measure_step", measured)
     monkeypatch.setattr(planning, "measure_reading", reading)
     monkeypatch.setattr(planning, "_sample_seconds", lambda model, tokenizer: machine.work(sample))
@@ -139,7 +139,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
     machine.work(3 + chars / 1e8)  # imports; reading, a hundred megabytes a second
     if chars / 1e8 > 0.1 * 60 * minutes:
         pytest.skip("the text cannot even be read in this time")
-    plan = Plan(minutes, 0.0, "cpu", lambda line: None)
+    plan = Plan(minutes, 0.0, "cpu", "fp32", lambda line: None)
     held_out = min(chars // 10, plan.most_held_out)
     part = SimpleNamespace(num_chars=chars - held_out, head=lambda n: PLAIN[: min(n, chars)])
 

@@ -57,7 +57,7 @@ MODELS = {
         PLAYS_LICENCE,
         "plays --val-chars 104217 --vocab-size 1024 --steps 20700 --hidden-size 512"
         " --embed-size 512 --batch-size 16 --lr 6.3e-3 --input-dropout 0.14 --layer-dropout 0.15 --output-dropout 0.24"
-        " --weight-dropout 0.14 --ema 0.9985 --dev-fraction 0 --eval-every 690",
+        " --weight-dropout 0.14 --ema 0.9985 --precision bf16 --dev-fraction 0 --eval-every 690",
     ),
     "python": Shipped(
         "Python code", "the standard library of CPython, without its tests", STDLIB_LICENCE,

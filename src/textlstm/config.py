@@ -256,7 +256,8 @@ class TrainConfig(Config):
     label_smoothing: float = option(0.0, "share of the target spread evenly over the vocabulary")
     precision: str = option(
         "fp32",
-        "of the products: fp32, tf32 (Nvidia's GPUs), or bf16; weights are fp32",
+        "of the products: fp32, tf32 (Nvidia's GPUs), or bf16; weights and sums are fp32; train takes bf16 by itself "
+        "where the processor has tiles for it (AMX)",
         choices=("fp32", "tf32", "bf16"),
     )
     unigram_bias: bool = option(True, "begin the output bias at the logarithms of the tokens' frequencies")

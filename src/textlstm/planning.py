@@ -19,7 +19,7 @@ from textlstm.model_file import ModelFile
 from textlstm.network import RecurrentLM
 from textlstm.tokenizer import Tokenizer, make_tokenizer
 from textlstm.trainer import is_out_of_memory, weights_of
-from textlstm.trainer.speed import measure_reading, measure_step, sgemm_peak
+from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
 
 SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
@@ -33,6 +33,7 @@ class Plan:
         minutes: the time asked for.
         started: when it began.
         device: where to train.
+        precision: of the training, as in TrainConfig.
         notice: told what takes a while, and what was done differently than asked.
 
     Attributes:
@@ -40,11 +41,13 @@ class Plan:
         predicted: nats per character of the held-out text that the run should end with; None where nobody knows.
     """
 
-    def __init__(self, minutes: float, started: float, device: str, notice: Callable[[str], None]) -> None:
+    def __init__(
+        self, minutes: float, started: float, device: str, precision: str, notice: Callable[[str], None]
+    ) -> None:
         self.minutes, self.device, self.notice = minutes, device, notice
         self._end = started + 60 * minutes
         notice("measuring this machine ...")
-        self._peak = sgemm_peak(self.device)
+        self._peak = planning_peak(device, precision)
         self.reasons: list[str] = []
         self.predicted: float | None = None
         self._by_rule = True
@@ -144,7 +147,7 @@ class Plan:
             f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token): suits "
             f"{corpus.train.num_chars:,} characters",
             f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters: fits {minutes:g} min at "
-            f"{self._peak / 1e9:.0f} GFLOP/s sgemm peak",
+            f"{self._peak / 1e9:.0f} GFLOP/s peak of products",
             f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {train.steps / passes:.1f} "
             f"epochs: {train.batch_size * train.seq_len / per_step:,.0f} tokens/s measured",
             f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "

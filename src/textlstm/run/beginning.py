@@ -8,6 +8,7 @@ import math
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Part, absolute, cache_dir, read_corpus, steps_per_epoch
@@ -30,7 +31,7 @@ from textlstm.run.setup import (
 )
 from textlstm.tokenizer import Tokenizer, absolute_name, from_json, make_tokenizer
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, load_step
-from textlstm.trainer.device import choose_device
+from textlstm.trainer.device import choose_device, usual_precision
 from textlstm.view import View
 
 _FEW_STEPS = 100
@@ -56,11 +57,11 @@ def begin(
     if initial is not None:
         for_model = shape_of(initial, for_model, for_train)
     ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)  # impossible values, before a long text is read
-    device = choose_device(request.device, for_train.get("precision", TrainConfig.precision), view.notice)
+    device = device_of(request, for_train, view)
     minutes = minutes_of(request, preset)
     plan: Plan | None = None
     if minutes is not None:
-        plan = Plan(minutes, started, device, view.notice)
+        plan = Plan(minutes, started, device, for_train["precision"], view.notice)
         for_corpus.setdefault("max_val_chars", plan.most_held_out)
     corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
     if request.time_to_loss is not None and not corpus.val.num_chars:
@@ -103,6 +104,15 @@ def begin(
         None if plan is None else plan.predicted,
     )
     return setup, corpus, tokenizer, device
+
+
+def device_of(request: Request, for_train: dict[str, Any], view: View) -> str:
+    """Where to train; the usual precision there is put among the settings if none was asked for."""
+    device = choose_device(request.device, for_train.get("precision", TrainConfig.precision), view.notice)
+    if "precision" not in for_train and usual_precision(device) == "bf16":
+        view.notice("products in bf16, which this processor multiplies faster than fp32; --precision sets it")
+    for_train.setdefault("precision", usual_precision(device))
+    return device
 
 
 def take_up(

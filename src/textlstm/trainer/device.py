@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,18 @@ def choose_device(name: str, precision: str, notice: Callable[[str], None]) -> s
             raise RunError(f"{told}. Use --device cpu, another --precision, or another version of torch")
         notice(f"{told}; it is not used")
     return "cpu"
+
+
+def usual_precision(device: str) -> str:
+    """The precision of a run that names none: bf16 where a processor multiplies it in tiles (AMX), else fp32.
+
+    Steps of 2 x 192 to 2 x 512 take 1.4 to 1.7 times as long in fp32 there, and the losses are the same.
+
+    Args:
+        device: where it trains.
+    """
+    told: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if device == "cpu" and told.get("amx_bf16") else "fp32"
 
 
 def is_available(kind: str) -> bool:
@@ -124,17 +136,22 @@ def _gradients(
 
 @contextmanager
 def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Within it, products in fp32 on Nvidia's GPUs are computed in TF32 if that is the precision, and else are not.
+    """Within it, products of fp32 numbers are computed as the precision says.
 
-    Torch by itself lets cuDNN's LSTM compute in TF32.
+    On Nvidia's GPUs that is TF32 or not (torch by itself lets cuDNN's LSTM compute in TF32). On the processor bf16
+    means that the large products round what they multiply, and nothing else: the recurrence, its state and all sums
+    stay in fp32. With a state in bf16 (autocast of the whole layer) networks were trained that got stuck in fp32:
+    after some starts a saturated cell never let go, at 18 nats per token for hundreds of tokens.
     """
-    if device.type != "cuda":
-        yield
-        return
-    wanted = "tf32" if precision == "tf32" else "ieee"
-    with _set(
-        (torch.backends.cuda.matmul, "fp32_precision", wanted), (torch.backends.cudnn.rnn, "fp32_precision", wanted)
-    ):
+    mkldnn: Any = torch.backends.mkldnn  # its module is not told to type checkers
+    settings: dict[str, list[tuple[Any, str, Any]]] = {
+        "cuda": [
+            (owner, "fp32_precision", "tf32" if precision == "tf32" else "ieee")
+            for owner in (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+        ],
+        "cpu": [(mkldnn.matmul, "fp32_precision", "bf16" if precision == "bf16" else "ieee")],
+    }
+    with _set(*settings.get(device.type, [])):
         yield
 
 
@@ -152,8 +169,8 @@ def _set(*settings: tuple[Any, str, Any]) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Within it, a forward pass computes its products in bf16 if that is the precision; weights stay in fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """Within it, a forward pass on a GPU is computed in bf16 if that is the precision; weights stay in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and device.type != "cpu")
 
 
 def to_device(array: np.ndarray[tuple[int, ...], np.dtype[np.int64]], device: torch.device) -> torch.Tensor:

@@ -45,8 +45,8 @@ from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunEr
 from textlstm.files import write_atomically
 from textlstm.tokenizer import Tokenizer
 from textlstm.trainer import Callbacks, Look, Trainer, is_out_of_memory
-from textlstm.trainer.device import choose_device
-from textlstm.trainer.speed import measure_step, sgemm_peak
+from textlstm.trainer.device import choose_device, usual_precision
+from textlstm.trainer.speed import measure_step, planning_peak
 from textlstm.tune.show import TuneView
 
 if TYPE_CHECKING:
@@ -156,12 +156,13 @@ def tune(search: Search, view: TuneView) -> Found:
     text = replace(read_corpus(search.sources, CorpusConfig.from_dict(for_corpus), view.notice), val=Part(()))
     if not text.dev.num_chars:
         raise UsageError("a search needs a development part to choose by; leave out --dev-fraction 0")
+    device = choose_device(search.device, for_train.get("precision", TrainConfig.precision), view.notice)
+    for_train.setdefault("precision", usual_precision(device))
     fixed = {"corpus": for_corpus, "model": for_model, "train": for_train}
     asked = {
         "sources": [absolute(source) for source in search.sources], "text": text.fingerprint, "flops": search.flops,
         "minutes": search.minutes, "prune": search.prune, "fixed": fixed,
     }  # fmt: skip
-    device = choose_device(search.device, for_train.get("precision", TrainConfig.precision), view.notice)
     plan = _Plan.made(asked, text, device) if begun is None else _Plan.read(folder / SEARCH_FILE, asked)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +235,8 @@ class _Plan:
         """The plan of a new search."""
         fixed = asked["fixed"]["model"] | asked["fixed"]["train"]
         if asked["flops"] is None:
-            proposal = autopilot.propose(60 * asked["minutes"], text.train.num_chars, sgemm_peak(device), fixed)
+            peak = planning_peak(device, fixed["precision"])
+            proposal = autopilot.propose(60 * asked["minutes"], text.train.num_chars, peak, fixed)
         else:
             seconds = asked["flops"] / autopilot.USUAL_SHARE  # of a machine with a peak of one operation a second
             proposal = autopilot.propose(seconds, text.train.num_chars, 1.0, fixed)
