@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -215,6 +216,16 @@ def test_payload_is_not_run(tmp_path, corpus, wrap):
 def test_other_objects(tmp_path, corpus, value):
     torch.save(value, tmp_path / "old.pt")
     refused(tmp_path, tmp_path / "old.pt", corpus)
+
+
+def test_what_is_not_opened_is_told_in_our_words(tmp_path, corpus):
+    """Torch's advise to read it all the same, which could run code."""
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "old.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": 1}))
+    for name in ("old.pt", "plain.pt"):
+        message = refused(tmp_path, tmp_path / name, corpus)
+        assert message.startswith(str(tmp_path / name)) and "state_dict()" in message
+        assert not re.search("weights.only|trust", message, re.IGNORECASE)
 
 
 def test_files_that_are_no_checkpoints(tmp_path, corpus):

@@ -91,9 +91,9 @@ def _read(checkpoint: Path) -> dict[str, NDArray[np.float32]]:
             warnings.simplefilter("ignore")  # about pickles that are refused anyway
             values: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # over a damaged pickle torch raises almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelFileError(
-            f"{checkpoint} is not a state dict of plain tensors, so it is not opened any further ({reason})"
+        raise ModelFileError(  # torch's own words would advise to read it with weights_only=False
+            f"{checkpoint} is damaged or holds more than a state dict of plain tensors; since what else a pickle has "
+            "could run code, it is not opened; write one by: torch.save(network.state_dict(), FILE)"
         ) from error
     if not isinstance(values, dict) or not all(isinstance(v, torch.Tensor) for v in values.values()):
         raise ModelFileError(f"{checkpoint} is not a state dict: it must map names to tensors")
