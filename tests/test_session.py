@@ -70,6 +70,17 @@ def test_a_session_writes_what_generate_writes(name):
         assert session.text == "ab cd" + text and session.chars == 45
 
 
+def test_what_a_person_sees_of_models_and_sessions():
+    model = MODELS["byte"]
+    assert repr(model) == f"<Model corpus 0: 1 x 8 LSTM, {model.config.num_params:,} parameters, 257 ids>"
+    session = model.session(0)
+    assert repr(session) == "<Session with corpus 0: 0 characters, ''>"
+    session.feed("ab\n")
+    assert repr(session) == "<Session with corpus 0: 3 characters, 'ab\\n'>"
+    session.feed("c" * 1500)
+    assert repr(session) == f"<Session with corpus 0: 1,503 characters, ...'{'c' * 40}'>"
+
+
 @given(st.sampled_from(list(MODELS)), st.integers(0, 99), st.lists(st.integers(0, 9), min_size=2, max_size=5), stops)
 def test_calls_by_tokens_write_what_one_call_writes(name, seed, numbers, stop):
     model = MODELS[name]

@@ -65,6 +65,10 @@ class Model:
         self.tokenizer: Tokenizer = file.tokenizer
         self.card: dict[str, Any] = file.card
 
+    def __repr__(self) -> str:
+        shape = f"{self.config.num_layers} x {self.config.hidden_size} LSTM, {self.config.num_params:,} parameters"
+        return f"<Model {self.title}: {shape}, {self.config.vocab_size:,} ids>"
+
     @classmethod
     def load(cls, name: str | Path, engine: str | None = None, threads: int | None = None) -> Model:
         """Loads a model by the path of its file, its run folder, or the name of one that ships.

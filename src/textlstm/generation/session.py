@@ -31,6 +31,7 @@ from textlstm.state import State
 from textlstm.tokenizer import TextStream, Tokenizer, checked_text, text_to_bytes
 
 TAIL = 10_000  # characters of the text that a session remembers as text
+_SHOWN = 40  # characters in its `repr`
 _FORMAT = "textlstm-session 1"
 
 
@@ -86,6 +87,11 @@ class Session:
         self._held, self._stream = "", TextStream(model.tokenizer)
         self.text, self.chars = "", 0
         self.reason: str | None = None
+
+    def __repr__(self) -> str:
+        end = self.text[-_SHOWN:]
+        before = "..." if self.chars > len(end) else ""
+        return f"<Session with {self._model.title}: {self.chars:,} characters, {before}{end!r}>"
 
     @property
     def model(self) -> Owner:
