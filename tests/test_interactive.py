@@ -125,17 +125,38 @@ def test_settings_stay(conversation):
     hear(conversation, "/set regex off")
     hear(conversation, "/set stop-at-end on")
     shown = hear(conversation, "/set")
-    assert "temperature 0.25\n" in shown and "stop-at-end True" in shown
+    assert "temperature 0.25\n" in shown and "stop-at-end on\n" in shown
+
+
+def test_settings_are_shown_as_they_are_typed(conversation):
+    """What `/set` shows can be typed behind `/set`, and changes nothing."""
+    conversation.options = {"max_chars": 20, "stop": ("x\n",), "choices": [], "max_copy": None}
+    assert hear(conversation, "/set") == (
+        "repetition-penalty 1\nfrequency-penalty 0\npresence-penalty 0\ntemperature 0.8\ntop-k 0\ntypical-p 1\n"
+        "top-p 1\nmin-p 0\nmax-tokens off\nmax-chars 20\nstop x\\n\nstop-at-end off\ncopy-source off\nmax-copy off\n"
+        "regex off\ntemplate off\nblanks off\nline-length off\nprefix off\nchoices off"
+    )
+    for command in ("stop-at-end on", "stop x\\n", "temperature 1e-05", "prefix a b"):
+        assert hear(conversation, f"/set {command}") == command
+    before = hear(conversation, "/set")
+    for line in before.splitlines()[:-1]:
+        assert hear(conversation, f"/set {line}") == line
+    assert hear(conversation, "/set") == before
 
 
 def test_copies_are_limited_across_answers(conversation):
     whole = conversation.session.branch().generate(max_chars=60)
-    conversation._index = {"itself": SuffixIndex.of_texts([whole])}.__getitem__
-    with pytest.raises(UsageError, match="needs a copy-source"):
+    conversation._index = {"itself": SuffixIndex.of_texts([whole])}.get
+    with pytest.raises(UsageError, match=r"needs a copy-source.*/set copy-source FILE.*learnt from a .b. c"):
         hear(conversation, "/set max-copy 4")
+    del conversation.model.card["corpus"]
+    with pytest.raises(UsageError, match=r"/set copy-source FILE$"):
+        hear(conversation, "/set max-copy 4")
+    with pytest.raises(UsageError, match=r"must not be copied$"):
+        conversation.session.generate(max_copy=4)
     hear(conversation, "/set copy-source itself")
     hear(conversation, "/set max-copy 4")
-    assert hear(conversation, "/set").endswith("\nmax-copy 4")
+    assert "\nmax-copy 4\n" in hear(conversation, "/set")
     for _ in range(12):
         hear(conversation, "/set max-chars 3")
         hear(conversation, "")
@@ -144,12 +165,16 @@ def test_copies_are_limited_across_answers(conversation):
         hear(conversation, "/set copy-source off")
     hear(conversation, "/set max-copy off")
     hear(conversation, "/set copy-source off")
+    conversation._index = {None: SuffixIndex.of_texts([whole])}.get  # what the model was trained on is known
+    hear(conversation, "/set max-copy 9")
+    assert "a text of" in hear(conversation, "/set") and conversation.options["max_copy"] == 9
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("/lod a", "did you mean /load"), ("/zzz", "/help"), ("/load absent", "no session"), ("/load", "a name"),
+        ("/lod a", "did you mean /load"), ("/re", "/redo or /reset"), ("/set temp 1", "temperature or template"),
+        ("/zzz", "/help"), ("/load absent", "no session"), ("/load", "a name"),
         ("/save a b", "a name"), ("/save ..", "a name"), ("/branch a?", "a name"),
         ("/set temprature 1", "temperature"), ("/set temperature hot", "a number, not 'hot'"),
         ("/set temperature -1", "0 or more"), ("/set max-chars 1.5", "a whole number"),
@@ -170,8 +195,9 @@ def test_commands_that_cannot_be_meant(conversation, line, problem):
     assert shown[0].startswith("error: ") and shown[-1].endswith("\n")
 
 
-def test_help_names_all_commands():
+def test_help_names_all_commands_within_80_columns():
     assert all(f"/{name}" in interactive.HELP for name in interactive.commands())
+    assert max(map(len, interactive.HELP.splitlines())) <= 79
 
 
 @pytest.mark.parametrize(

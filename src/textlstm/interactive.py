@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -37,18 +37,20 @@ _LIMITS: dict[str, Any] = {
 _YES, _NO = ("on", "yes", "true"), ("off", "no", "none", "false")
 _WORDS = {int: "a whole number", float: "a number", bool: "on or off", str: "a text"}
 
-HELP = """Type a text: the model reads it and goes on. Enter alone lets it write on; \\n is a line break.
-Ctrl-C stops the text, Ctrl-D leaves.
+HELP = """Type a text: the model reads it and goes on. Enter alone lets it write on.
+In a text \\n is a line break. Ctrl-C stops the text, Ctrl-D leaves.
 
-  /again                  write the last answer once more, differently
-  /undo, /redo            take back the last step, or the taking back
-  /branch [NAME]          remember this point under a name; alone, list the names
-  /save NAME              write the session to sessions/NAME.safetensors
-  /load NAME              go to a branch, or to a session that was saved
-  /reset                  begin anew
-  /learn [on|off]         learn from the texts that you type; alone, tell whether it does
-  /keep FILE              write the model with what it has learnt to FILE.safetensors
-  /set [NAME VALUE]       change a setting (temperature 0.7, max-chars 500, stop \\n, regex off); alone, show all
+  /again              write the last answer once more, differently
+  /undo, /redo        take back the last step, or the taking back
+  /branch [NAME]      remember this point under a name; alone, list the names
+  /save NAME          write the session to sessions/NAME.safetensors
+  /load NAME          go to a branch, or to a session that was saved
+  /reset              begin anew
+  /set                show all settings
+  /set NAME VALUE     change one: temperature 0.7, max-chars 500, stop \\n
+  /set NAME off       leave it out: regex off
+  /learn [on|off]     learn from what you type; alone, tell whether it does
+  /keep FILE          write what has learnt to FILE.safetensors
   /help, /quit
 
 A text that begins with a slash is written with two: //"""
@@ -62,7 +64,7 @@ class Conversation:
         session: where it begins.
         options: how each answer is written, as of `Session.stream`.
         folder: where sessions are saved by name.
-        index: makes the index of a text that must not be copied.
+        index: makes the index of a text that must not be copied; of None, of what the model was trained on, if known.
         learn: how the model learns from what it is told; None if it does not.
     """
 
@@ -72,7 +74,7 @@ class Conversation:
         session: Session,
         options: dict[str, Any],
         folder: Path = Path("sessions"),
-        index: Callable[[str], SuffixIndex] | None = None,
+        index: Callable[[str | None], SuffixIndex | None] | None = None,
         learn: LearnConfig | None = None,
     ) -> None:
         self.session, self.options, self.folder, self.learn = session, options, folder, learn
@@ -93,9 +95,8 @@ class Conversation:
             name, _, rest = line[1:].partition(" ")
             method = getattr(self, f"_command_{name}", None)
             if method is None:
-                near = difflib.get_close_matches(name, commands(), n=1)
-                hint = f"did you mean /{near[0]}?" if near else "/help lists them"
-                raise UsageError(f"there is no command /{name}; {hint}")
+                near = _nearest(f"/{name}", [f"/{known}" for known in commands()])
+                raise UsageError(f"there is no command /{name}; {near or '/help lists them'}")
             yield from method(rest.strip())
             return
         text = line.removeprefix("/") if line.startswith("//") else line
@@ -202,12 +203,13 @@ class Conversation:
         name = name.replace("-", "_")
         if not name:
             current = {**self.session.sampling.to_dict(), **{k: v for k, v in self.options.items() if v is not None}}
-            yield "\n".join(f"{key.replace('_', '-')} {_written(value)}" for key, value in current.items())
+            yield "\n".join(
+                f"{key.replace('_', '-')} {_written(current.get(key))}" for key in (*settings(), "choices")
+            )
             return
         known = settings()
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            hint = _nearest(name, list(known)) or f"known are {', '.join(known)}"
             raise UsageError(f"there is no setting {name}; {hint}".replace("_", "-"))
         value = value.strip()
         if name == "copy_source" and self._index is not None and value.lower() not in ("", *_NO):
@@ -218,9 +220,22 @@ class Conversation:
             self.session.sampling = self.session.sampling.replace(**{name: read})
         else:
             options = {**self.options, name: read}
+            if name == "max_copy" and read is not None:
+                options["copy_source"] = self._copy_source()
             self.session.branch().stream(**options)  # says what is wrong with it
             self.options = options
         yield f"{name.replace('_', '-')} {_written(read)}"
+
+    def _copy_source(self) -> SuffixIndex:
+        """What must not be copied: as it was set, else what the model was trained on."""
+        found = self.options.get("copy_source")
+        if found is None and self._index is not None:
+            found = self._index(None)
+        if found is None:
+            learnt = f" (this model learnt from {self.model.title})" if "corpus" in self.model.card else ""
+            hint = f"/set copy-source FILE{learnt}"
+            raise UsageError(f"max-copy needs a copy-source, the text that must not be copied: {hint}")
+        return cast(SuffixIndex, found)
 
     def _command_help(self, _: str) -> Iterator[str]:
         yield HELP
@@ -274,7 +289,20 @@ def _read(name: str, kind: Any, value: str) -> Any:
 
 
 def _written(value: Any) -> str:
-    return repr(value) if isinstance(value, str | tuple) else "off" if value is None else str(value)
+    """A setting as it is typed."""
+    if value is None or value is False or value in ((), []):
+        return "off"
+    if isinstance(value, tuple | list):
+        return " or ".join(map(_written, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "on" if value is True else str(value).replace("\n", "\\n")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """Which of some names was meant, as a question: those that begin so, else the nearest; "" if none is near."""
+    near = [name for name in known if name.startswith(word)] or difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def _checked(name: str) -> str:

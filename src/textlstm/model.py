@@ -274,9 +274,8 @@ class Model:
         if max_copy is None:
             return None
         if source is None:
-            raise UsageError(
-                f"max-copy needs a copy-source: the text that must not be copied (this model learnt from {self.title})"
-            )
+            learnt = f" (this model learnt from {self.title})" if "corpus" in self.card else ""
+            raise UsageError(f"max-copy needs a copy-source: the text that must not be copied{learnt}")
         return self._guards(source, max_copy)
 
     @cached_property

@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -80,7 +81,7 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     prompt = _prompt(prompt)
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
     loaded = Model.load(model, values["engine"], values["threads"])
-    index = _copy_index(model, values, quiet)
+    index = _copy_index(model, values["copy_source"], values["max_copy"] is not None, quiet)
     guard = loaded.copy_guard(values["max_copy"], index)
     if values["interactive"]:
         if as_json or values["n"] > 1 or beams is not None or best_of is not None:
@@ -89,7 +90,8 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
             )
         loaded, learn = learner_of(loaded, values, quiet)
         copies = {"max_copy": values["max_copy"], "copy_source": index}
-        _converse(loaded, prompt, sampling, {**ends, **pattern.to_dict(), **copies}, seed, quiet, learn)
+        find = functools.partial(_copy_index, model, limited=True, quiet=quiet)
+        _converse(loaded, prompt, sampling, {**ends, **pattern.to_dict(), **copies}, seed, quiet, learn, find)
         return
     if values["learn"]:
         raise click.BadParameter("goes with --interactive: it learns from what you write", param_hint="--learn")
@@ -147,13 +149,13 @@ def _prompt(given: str) -> str:
         ) from error
 
 
-def _copy_index(model: str, values: dict[str, Any], quiet: bool) -> Any:
+def _copy_index(model: str, source: str | None, limited: bool, quiet: bool) -> Any:
     """The index of the copy-source; without one, where copies are limited, of the text a run was trained on."""
     from textlstm.registry import find_model, training_text
 
-    if values["copy_source"] is not None:
-        return suffix_index(values["copy_source"], quiet)
-    found = None if values["max_copy"] is None else training_text(find_model(model))
+    if source is not None:
+        return suffix_index(source, quiet)
+    found = training_text(find_model(model)) if limited else None
     return None if found is None else index_of(*found, quiet)
 
 
@@ -171,14 +173,13 @@ def _pattern(values: dict[str, Any]) -> PatternConfig:
 
 def _converse(
     model: Any, prompt: str, sampling: SamplingConfig, options: dict[str, Any], seed: int, quiet: bool,
-    learn: LearnConfig | None,
+    learn: LearnConfig | None, find: Callable[[str | None], Any],
 ) -> None:  # fmt: skip
     from textlstm.interactive import Conversation, answer, converse, read_stdin, terminal_reader
 
     if all(options[name] is None for name in ("max_tokens", "max_chars")):
         options["max_chars"] = 300
     session = model.session(seed, **sampling.to_dict())
-    find = functools.partial(suffix_index, quiet=quiet)
     conversation = Conversation(model, session, options, index=find, learn=learn)
     in_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if in_terminal and not quiet:
