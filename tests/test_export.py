@@ -309,6 +309,21 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path):
     assert (tmp_path / "empty" / "step.onnx").is_file()
 
 
+def test_a_model_file_of_a_quarter_of_the_size(tmp_path):
+    """It holds what the int8 engine makes of the weights anyway, and all else as it was."""
+    model = Model.load("shakespeare")
+    model.save(tmp_path / "large", "fp32")
+    large = Model.load(tmp_path / "large")
+    assert run("export", tmp_path / "large", "--to", "int8", tmp_path / "small").exit_code == 0
+    before, after = read_model(tmp_path / "large"), read_model(tmp_path / "small")
+    assert (before.dtype, after.dtype) == ("fp32", "int8") and after.card == before.card
+    assert (tmp_path / "small").stat().st_size < 0.27 * (tmp_path / "large").stat().st_size
+    options = {"temperature": 0, "max_tokens": 60}
+    assert Model.load(tmp_path / "small", "onnx").generate("", **options) == large.generate("", **options)
+    with pytest.raises(UsageError, match="is there already"):  # a model is never written over
+        export(before, "int8", tmp_path / "large")
+
+
 def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
     def full_disk(path, data):
         if path.name == "sequence.onnx":

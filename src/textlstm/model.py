@@ -428,7 +428,7 @@ class Model:
         write_model(path, file.config, file.tokenizer, file.weights, file.card, dtype, file.statistics)
 
     def export(self, out: str | Path, to: str = "html") -> None:
-        """Writes the model as one offline page (`html`), ONNX graphs (`onnx`) or a folder for `transformers`.
+        """Writes the model as a small model file (`int8`), an offline page (`html`), `onnx`, or for `transformers`.
 
         Raises:
             UsageError: an unknown format, or a place that cannot be written to.

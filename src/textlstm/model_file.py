@@ -43,6 +43,7 @@ class ModelFile:
         card: the model card: where it comes from, what it scores.
         sha256: of the whole content.
         statistics: of gradients, coded, by name of the tensor and what is told of it; empty where nobody measured.
+        dtype: how its file stores matrices.
     """
 
     config: ModelConfig
@@ -51,6 +52,7 @@ class ModelFile:
     card: dict[str, Any]
     sha256: str
     statistics: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    dtype: DType = "fp32"
 
     @cached_property
     def identity(self) -> str:
@@ -184,7 +186,9 @@ def _opened(path: str | Path, data: bytes) -> tuple[ModelFile, dict[str, str], d
             f"{path}: its tokenizer has {tokenizer.vocab_size} ids and its network {config.vocab_size}; they do not "
             "belong together"
         )
-    return ModelFile(config, tokenizer, weights, card, metadata["sha256"], statistics), metadata, tensors
+    stored = {tensors[name].dtype for name in weights}
+    dtype: DType = "int8" if np.dtype(np.int8) in stored else "fp16" if np.dtype(np.float16) in stored else "fp32"
+    return ModelFile(config, tokenizer, weights, card, metadata["sha256"], statistics, dtype), metadata, tensors
 
 
 def _read_metadata(path: str | Path, data: bytes) -> dict[str, str]:

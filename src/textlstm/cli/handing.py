@@ -37,19 +37,21 @@ def import_(checkpoint: Path, out: Path, corpus: str | None, dtype: Any, as_json
         click.echo(f"{out}: {params:,} parameters")
 
 
-@click.command(short_help="Hand a model on: one web page, ONNX, or transformers.")
+@click.command(short_help="Hand a model on: small, as one web page, as ONNX, or for transformers.")
 @click.argument("model")
-@click.option("--to", type=click.Choice(["html", "onnx", "transformers"]), required=True, help="The format.")
+@click.option("--to", type=click.Choice(["int8", "html", "onnx", "transformers"]), required=True, help="The format.")
 @click.argument("out", type=click.Path(path_type=Path))
 @common_options
 def export(model: str, to: str, out: Path, as_json: bool, quiet: bool) -> None:
-    """Write a MODEL as something that works without textlstm.
+    """Write a MODEL as a smaller file, or as something that works without textlstm.
 
-    html is one file that opens from disk in any browser and writes there, with no network. onnx is a folder with two
-    graphs, a step and a sequence, with the state going in and out. transformers is a folder for Hugging Face's
-    library, and can be given wherever a model can.
+    int8 is a model file with weights of one byte, a quarter of the size that training leaves. html is one file that
+    opens from disk in any browser and writes there, with no network. onnx is a folder with two graphs, a step and a
+    sequence, with the state going in and out. transformers is a folder for Hugging Face's library, and can be given
+    wherever a model can.
 
     \b
+    textlstm export runs/my-novel-1 --to int8 my-novel.safetensors
     textlstm export shakespeare --to html shakespeare.html
     textlstm export runs/my-novel-1 --to onnx my-novel-onnx
     textlstm export shakespeare --to transformers shakespeare-hf
@@ -69,23 +71,28 @@ def export(model: str, to: str, out: Path, as_json: bool, quiet: bool) -> None:
 
 @click.command(short_help="Show what is in a model file.")
 @click.argument("model")
+@click.option("--verbose", "-v", is_flag=True, help="Show the whole model card.")
 @common_options
-def info(model: str, as_json: bool, quiet: bool) -> None:
+def info(model: str, verbose: bool, as_json: bool, quiet: bool) -> None:
     """Show what is in a MODEL file: its shape, where it comes from, what it scores.
 
     \b
     textlstm info shakespeare
+    textlstm info shakespeare --verbose
     """
     from textlstm.model_file import read_model
     from textlstm.registry import find_model
-    from textlstm.report import model_report, show_model
+    from textlstm.report import model_report, show_card, show_model
 
     path = find_model(model)
     report = model_report(path, read_model(path))
     if as_json:
         print_json(report)
-    else:
-        show_model(report)
+        return
+    show_model(report, model)
+    if verbose:
+        click.echo()
+        show_card(report["card"])
 
 
 @click.command()

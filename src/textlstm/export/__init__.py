@@ -1,13 +1,13 @@
-"""What a model can be handed on as: one page that writes offline, ONNX graphs, a folder for transformers."""
+"""What a model is handed on as: a file of a quarter of the size, a page that writes offline, ONNX, transformers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from textlstm.errors import UsageError
-from textlstm.model_file import ModelFile
+from textlstm.model_file import ModelFile, write_model
 
-FORMATS = ("html", "onnx", "transformers")
+FORMATS = ("int8", "html", "onnx", "transformers")
 
 
 def export(file: ModelFile, to: str, out: str | Path) -> None:
@@ -15,9 +15,11 @@ def export(file: ModelFile, to: str, out: str | Path) -> None:
 
     Args:
         file: the model.
-        to: `html`: one page, opened from disk, that writes in any browser, with int8 weights; `onnx`: a folder with
-            the graphs `step.onnx` and `sequence.onnx`; `transformers`: a folder for Hugging Face's library.
-        out: the page or folder to write. An older page is replaced; a folder must not exist or be empty.
+        to: `int8`: a model file with weights of one byte; `html`: one page, opened from disk, that writes in any
+            browser, with int8 weights; `onnx`: a folder with the graphs `step.onnx` and `sequence.onnx`;
+            `transformers`: a folder for Hugging Face's library.
+        out: the file or folder to write. An older page is replaced; a model file must not exist, nor a folder unless
+            it is empty.
 
     Raises:
         UsageError: an unknown format, or a place that cannot be written to.
@@ -27,9 +29,11 @@ def export(file: ModelFile, to: str, out: str | Path) -> None:
     out = Path(out)
     if not out.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {str(out.parent)!r} to export into; make it first")
-    if to != "html" and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
-        raise UsageError(f"{str(out)!r} is there already; name another folder, or delete it first")
-    if to == "html":
+    if to != "html" and (out.is_file() or (out.is_dir() and (to == "int8" or any(out.iterdir())))):
+        raise UsageError(f"{str(out)!r} is there already; name another place, or delete it first")
+    if to == "int8":
+        write_model(out, file.config, file.tokenizer, file.weights, file.card, "int8", file.statistics)
+    elif to == "html":
         from textlstm.export.html import write_page
 
         write_page(file, out)
