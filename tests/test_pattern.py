@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from textlstm.config import ModelConfig, PatternConfig, SamplingConfig
 from textlstm.errors import ConfigError, UsageError
-from textlstm.generation import Limits, Writer
+from textlstm.generation import Limits, Writer, read_prompt
 from textlstm.generation import automaton as automaton_module
 from textlstm.generation.automaton import DEAD, FAR, Automaton
 from textlstm.generation.pattern import Pattern, Vocabulary
 from textlstm.generation.regex import members, parse
 from textlstm.model import Model
 from textlstm.model_file import ModelFile
+from textlstm.sampling import sample
 from textlstm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer
 
 LETTERS = "abAé語😀 \n_1"
@@ -437,6 +438,24 @@ def test_lines_do_not_break_within_words():
         text = MODELS["char"].generate("ab", seed=seed, max_tokens=900, line_length=30, temperature=1.5)
         lines = text.split("\n")[:-1]
         assert all(re.fullmatch(r".{0,20}\S{0,10}", line) for line in lines) and max(map(len, lines)) > 20
+
+
+def test_a_space_that_does_not_fit_is_a_line_break():
+    """After "a" the model's chances of all else are its own, and the line break has those of the space, too."""
+    model = make_model(TOKENIZERS["plain"], scale=1.5)
+    tokens = [model.tokenizer.token_bytes(id) for id in range(model.tokenizer.vocab_size)]
+    chances_V = model.next_token_probs("a")[: len(tokens)]
+    chances = dict(zip(tokens, chances_V / chances_V.sum(), strict=True))
+    assert chances[b" "] > 0.03
+    made = model.pattern(PatternConfig(line_length=2))
+    [writer] = model.writers(1, SamplingConfig(temperature=1.0), Limits(max_tokens=9), 0, made)
+    writer.push(tokens.index(b"a"))
+    logits_BV, _ = read_prompt(model.scoring_engine, model.tokenizer, "a")
+    found = [tokens[int(sample(logits_BV, [writer.row])[0])] for _ in range(4000)]
+    chances[b"\n"] += chances.pop(b" ")
+    assert b" " not in found
+    for token, chance in chances.items():
+        assert found.count(token) / 4000 == pytest.approx(chance, abs=0.025), token
 
 
 def test_open_patterns_heed_stop_strings_and_the_boundary():

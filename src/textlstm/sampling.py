@@ -39,12 +39,16 @@ class Row:
         rng: the stream that every draw of this row comes from, and no other.
         vocab_size: number V of ids.
         banned: which tokens must not be drawn, bool (V,); None bans nothing.
+
+    Attributes:
+        instead: which tokens stand for another, bool (V,), and that one, which is taken where they are drawn.
     """
 
     def __init__(
         self, config: SamplingConfig, rng: np.random.Generator, vocab_size: int, banned: Bools | None = None
     ) -> None:
         self.config, self.rng, self.banned, self.vocab_size = config, rng, banned, vocab_size
+        self.instead: tuple[Bools, int] | None = None
         self.penalties = (config.repetition_penalty, config.frequency_penalty, config.presence_penalty)
         self.penalized = self.penalties != (1, 0, 0)
         self.seen: Bools = np.zeros(vocab_size if self.penalized else 0, np.bool_)
@@ -240,8 +244,13 @@ def sample(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
         raise ValueError(f"{len(rows)} rows for {len(logits_BV)} rows of logits")
     kernel = kernels.load()
     if kernel is None or logits_BV.dtype != np.float32 or not rows:
-        return reference(logits_BV, rows)
-    return _draw(kernel, logits_BV, rows)
+        ids_B = reference(logits_BV, rows)
+    else:
+        ids_B = _draw(kernel, logits_BV, rows)
+    for place, row in enumerate(rows):
+        if row.instead is not None and row.instead[0][ids_B[place]]:
+            ids_B[place] = row.instead[1]
+    return ids_B
 
 
 def reference(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:

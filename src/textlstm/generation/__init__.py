@@ -228,6 +228,13 @@ class Writer:
             self.reason = "pattern"
             return
         drawable_V = self._stays_V | self.ends_V()
+        self.row.instead = None if self._guide is None else self._guide.breaks()
+        if self.row.instead is not None:
+            spaced_V, line_break = self.row.instead
+            if self._stays_V[line_break]:  # the guard may forbid it
+                drawable_V |= spaced_V
+            else:
+                self.row.instead = None
         self.row.banned = None if drawable_V.all() else ~drawable_V
 
     def _anything_V(self) -> Bools:

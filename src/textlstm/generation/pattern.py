@@ -42,11 +42,15 @@ class Vocabulary:
     Attributes:
         alphabet: the characters that can be written; None where single bytes are among the tokens.
         chars_V: characters that each token begins.
+        spaced_V: whether each token begins with a space.
+        line_break: the token that is a line break; None where there is none.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         tokens = [tokenizer.token_bytes(id) for id in range(vocab_size)]
         self.tokens = tokens
+        self.spaced_V: Bools = np.array([token.startswith(b" ") for token in tokens])
+        self.line_break = tokens.index(b"\n") if b"\n" in tokens else None
         lengths_V = np.array([len(token) for token in tokens])
         offsets_V = np.cumsum(lengths_V) - lengths_V
         data = np.frombuffer(b"".join(tokens), np.uint8)
@@ -234,6 +238,18 @@ class Guide:
             room_V = np.minimum(room, self._chars_left - self._pattern.vocabulary.chars_V)
         stays_V: Bools = (allowance.chars_V if self._by_chars else allowance.needs_V) <= room_V
         return stays_V
+
+    def breaks(self) -> tuple[Bools, int] | None:
+        """Tokens that begin with a space and leave the pattern, shape (V,), and the line break that may stand there.
+
+        A word that no longer fits goes to the next line: where its space were banned, the model would write what it
+        thinks unlikely, such as the next word without a space.
+        """
+        vocabulary = self._pattern.vocabulary
+        if not self.is_open or vocabulary.line_break is None:
+            return None
+        stays_V = self.stays()
+        return (vocabulary.spaced_V & ~stays_V, vocabulary.line_break) if stays_V[vocabulary.line_break] else None
 
     def push(self, id: int) -> bool:
         """Takes a token; returns whether the text stayed within the pattern."""
