@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
@@ -15,14 +16,18 @@ from textlstm.config import SamplingConfig
 from textlstm.errors import DivergedError, UsageError
 from textlstm.sampling import (
     Row,
+    dry,
+    keep_surprise,
     min_p,
     penalize,
     probabilities,
     sample,
     scale_temperature,
     top_k,
+    top_n_sigma,
     top_p,
     typical_p,
+    xtc,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -32,10 +37,10 @@ P = [0.5, 0.25, 0.15, 0.1]  # most cases below start from these probabilities
 LOGITS = [math.log(p) for p in P]
 
 
-def make_row(V, seed=0, banned=None, prompt=(), written=(), **settings):
+def make_row(V, seed=0, banned=None, prompt=(), written=(), breaks=(), **settings):
     config = SamplingConfig(**{"temperature": 1.0, **settings})
     mask = None if banned is None else np.isin(np.arange(V), banned)
-    row = Row(config, np.random.default_rng(seed), V, mask)
+    row = Row(config, np.random.default_rng(seed), V, mask, np.isin(np.arange(V), breaks))
     row.read(prompt)
     for id in written:
         row.wrote(id)
@@ -176,6 +181,146 @@ def test_history_is_kept_only_for_penalties():
 )
 def test_order(settings, expected):
     np.testing.assert_allclose(distribution(LOGITS, **settings), expected, rtol=1e-6)
+
+
+# --- what is done row by row: DRY, top-n-sigma, XTC, mirostat, other orders ----------------------------------
+
+
+@pytest.mark.parametrize(
+    ("last", "breaks", "settings", "expected"),
+    [
+        # what ends the text, 1 2, stood before 3: a repeat of 2 tokens, which is allowed, costs 2 * 3^0
+        ([1, 2, 3, 0, 1, 2], [], {}, {3: 2}),
+        # of two earlier places the longer repeat counts: 0 1 2 stood before 4, and 1 2 before 3
+        ([1, 2, 3, 0, 1, 2, 4, 0, 1, 2], [], {}, {3: 2, 4: 6}),
+        ([1, 2, 3, 0, 1, 2], [], dict(dry_allowed_length=1), {3: 6}),
+        ([1, 2, 3, 0, 1, 2], [], dict(dry_allowed_length=3), {}),
+        # a breaker within the repeat cuts it to one token; and a breaker itself is never made less likely
+        ([1, 2, 3, 0, 1, 2], [1], {}, {}),
+        ([1, 2, 3, 0, 1, 2], [1], dict(dry_allowed_length=1), {3: 2}),
+        ([1, 2, 3, 0, 1, 2], [3], {}, {}),
+        ([1, 2, 3, 0, 1, 2], [2], dict(dry_allowed_length=1), {}),
+        # a repeat may overlap itself: 1 1 1 goes on after 1 1
+        ([1, 1, 1], [], {}, {1: 2}),
+        ([1], [], {}, {}),
+    ],
+)
+def test_dry(last, breaks, settings, expected):
+    config = SamplingConfig(**{"dry_multiplier": 2.0, "dry_base": 3.0, **settings})
+    out = dry(np.zeros(5), last, np.isin(np.arange(5), breaks), config)
+    assert {i: -x for i, x in enumerate(out.tolist()) if x} == expected
+
+
+def test_dry_looks_at_a_window_of_prompt_and_text():
+    def penalty(**more):
+        row = dict(prompt=[1, 2, 3, 0], written=[1, 2], dry_multiplier=1.0, **more)
+        probs = distribution([0.0] * 4, **row)
+        return math.log(probs[0] / probs[3])
+
+    assert penalty() == pytest.approx(1, rel=1e-5)
+    assert penalty(dry_penalty_last_n=6) == pytest.approx(1, rel=1e-5)
+    assert penalty(dry_penalty_last_n=5) == penalty(dry_penalty_last_n=0) == 0
+    assert penalty(temperature=0.5) == pytest.approx(2, rel=1e-5), "before the temperature"
+
+
+def test_a_repeat_of_any_length_has_a_finite_price():
+    out = dry(np.zeros(2), [1] * 4096, np.zeros(2, bool), SamplingConfig(dry_multiplier=1.0, dry_base=1.5))
+    assert out.tolist() == [0, -(1.5**48)]
+    assert dry(np.zeros(2), [1] * 9, np.zeros(2, bool), SamplingConfig(dry_multiplier=1.0, dry_base=1e300))[1] == -INF
+
+
+@pytest.mark.parametrize(
+    # 4, 2, 0: mean 2, deviation sqrt(8/3) = 1.633; what was removed does not count
+    ("n", "ids"), [(0, [0, 1, 2]), (1, [0]), (1.22, [0]), (1.23, [0, 1]), (2.44, [0, 1]), (2.46, [0, 1, 2])]
+)  # fmt: skip
+def test_top_n_sigma(n, ids):
+    out = top_n_sigma(np.array([4.0, 2.0, 0.0, -INF]), n)
+    assert np.flatnonzero(out > -INF).tolist() == ids
+
+
+@pytest.mark.parametrize(
+    # .5, .25, .15, .1
+    ("threshold", "ids"), [(0.6, [0, 1, 2, 3]), (0.51, [0, 1, 2, 3]), (0.4, [0, 1, 2, 3]), (0.2, [1, 2, 3]),
+                           (0.12, [2, 3]), (0.05, [3]), (0.0, [3])]
+)  # fmt: skip
+def test_xtc(threshold, ids):
+    assert np.flatnonzero(xtc(np.array(LOGITS), threshold) > -INF).tolist() == ids
+
+
+def test_xtc_happens_as_often_as_it_is_told():
+    logits = np.log(np.tile(np.array([0.6, 0.4], np.float32), (600, 1)))
+    rows = [make_row(2, seed=seed, xtc_probability=0.25) for seed in range(600)]
+    # .25 of all rows draw the less likely token for sure, the others with .4
+    assert sample(logits, rows).mean() == pytest.approx(0.25 + 0.75 * 0.4, abs=0.07)
+
+
+@pytest.mark.parametrize(
+    # surprises of 1, 2, 2.737 and 3.322 bits; the likeliest stays always
+    ("bits", "count"), [(-5.0, 1), (0.5, 1), (1.9, 1), (2.1, 2), (3.3, 3), (9.0, 4), (1e9, 4)]
+)  # fmt: skip
+def test_mirostat_truncates_by_surprise(bits, count):
+    assert np.flatnonzero(keep_surprise(np.array(LOGITS), bits) > -INF).tolist() == list(range(count))
+
+
+def test_mirostat_keeps_the_surprise_at_its_target():
+    """By hand: after each draw, mu goes down by eta times how much the surprise was above tau."""
+    logits = np.log(np.arange(1, 201, dtype=np.float32))[None]
+    row = make_row(200, seed=3, mirostat=2, mirostat_tau=3.0, mirostat_eta=0.2, top_k=1, samplers="top_k")
+    mu, surprises = 6.0, []
+    for _ in range(300):
+        probs = np.arange(1, 201) / 20100
+        kept = -np.log2(probs) <= mu
+        kept[-1] = True
+        id = int(sample(logits, [row])[0])
+        assert kept[id], "it replaces all truncation"
+        surprises.append(-math.log2(probs[id] / probs[kept].sum()))
+        mu -= 0.2 * (surprises[-1] - 3.0)
+        assert row.most_surprise == pytest.approx(mu, abs=1e-4)
+    assert np.mean(surprises[50:]) == pytest.approx(3.0, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # temperature last: of .5, .25, .15, .1 the first two reach .7; then they are squared
+        (dict(temperature=0.5, top_p=0.7, temperature_last=True), [0.8, 0.2, 0, 0]),
+        (dict(temperature=0.5, top_p=0.7, samplers="top_p;temperature"), [0.8, 0.2, 0, 0]),
+        (dict(temperature=0.5, top_p=0.7, samplers=" temperature , top_p "), [1, 0, 0, 0]),
+        # top_p before typical: tokens 0 and 1, whose typical one is the first; typical first leaves token 1 alone
+        (dict(typical_p=0.2, top_p=0.6, samplers="top_p;typical_p"), [1, 0, 0, 0]),
+        (dict(typical_p=0.2, top_p=0.6, samplers="typ_p;top_p"), [0, 1, 0, 0]),
+        # what is not named does nothing
+        (dict(temperature=0.5, top_k=1, samplers="min_p", min_p=0.4), [2 / 3, 1 / 3, 0, 0]),
+        (dict(top_k=1, xtc_probability=1.0, dry_multiplier=9.0, samplers=""), P),
+        # penalties after top_k: token 0 is the only one left, whatever is subtracted from it
+        (dict(written=[0], presence_penalty=5.0, top_k=1, samplers="top_k;penalties"), [1, 0, 0, 0]),
+        # xtc last: top_k leaves two, of which the likelier is dropped; alone it would leave the last
+        (dict(top_k=2, xtc_probability=1.0, xtc_threshold=0.05), [0, 1, 0, 0]),
+        (dict(top_n_sigma=1.0), [1, 0, 0, 0]),
+        (dict(temperature=0.0, presence_penalty=1.0, written=[0], samplers="top_k;penalties"), [0, 1, 0, 0]),
+        (dict(temperature=0.0, presence_penalty=1.0, written=[0], samplers="top_k"), [1, 0, 0, 0]),
+        (dict(temperature=0.0, mirostat=2), [1, 0, 0, 0]),
+    ],
+)
+def test_other_orders(settings, expected):
+    np.testing.assert_allclose(distribution(LOGITS, **settings), expected, rtol=2e-6)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_row_by_row_equals_all_at_once(data):
+    """The usual operators in the usual order, spelt out, draw what is compiled."""
+    V = data.draw(st.integers(2, 9))
+    logits = np.array([data.draw(st.lists(finite, min_size=V, max_size=V))], np.float32)
+    plain = data.draw(sampled_rows(V))
+    apart = copy.deepcopy(plain)
+    apart.is_plain = False
+    np.testing.assert_allclose(probabilities(logits, [apart]), probabilities(logits, [plain]), rtol=3e-5, atol=1e-8)
+    assert apart.rng.bit_generator.state == plain.rng.bit_generator.state
+    sample(logits, [plain])
+    id = int(sample(logits, [apart])[0])
+    assert probabilities(logits, [apart])[0, id] > 0
+    assert apart.rng.bit_generator.state == plain.rng.bit_generator.state
 
 
 # --- by definition: plain loops over one row -----------------------------------------------------------
@@ -412,7 +557,9 @@ VARIETY = [
     dict(), dict(temperature=0.0), dict(temperature=0.8, top_p=0.9), dict(top_k=5), dict(min_p=0.05),
     dict(typical_p=0.8), dict(repetition_penalty=1.2, prompt=[0, 1]), dict(frequency_penalty=0.5, top_p=0.5),
     dict(temperature=0.0, presence_penalty=2.0), dict(banned=[0]),
-    dict(temperature=3.0, top_k=50, min_p=0.01),
+    dict(temperature=3.0, top_k=50, min_p=0.01), dict(xtc_probability=0.5, xtc_threshold=0.05, top_k=9),
+    dict(mirostat=2, mirostat_tau=2.0), dict(dry_multiplier=1.0, dry_allowed_length=1), dict(top_n_sigma=1.0),
+    dict(temperature=0.7, top_p=0.8, temperature_last=True),
 ]  # fmt: skip
 
 
@@ -518,7 +665,7 @@ def test_edges(logits, settings, expected):
 
 
 @pytest.mark.parametrize("bad", [[0.0, math.nan, 1.0], [0.0, INF, 1.0], [-INF, -INF, -INF], [math.nan] * 3])
-@pytest.mark.parametrize("settings", [dict(), dict(temperature=0.0), dict(banned=[1])])
+@pytest.mark.parametrize("settings", [dict(), dict(temperature=0.0), dict(banned=[1]), dict(top_n_sigma=2.0)])
 @pytest.mark.parametrize("function", [sample, probabilities])
 def test_diverged_logits_are_an_error(bad, settings, function):
     rows = [make_row(3, **settings) for _ in range(3)]
@@ -542,9 +689,9 @@ def test_nothing_left_to_draw_is_an_error(settings):
 @pytest.mark.parametrize("settings", [[dict()] * 3, [dict(typical_p=0.5)] * 3, [dict(), dict(typical_p=0.5), dict()]])
 @pytest.mark.parametrize("bad", [0, 1])
 def test_an_error_leaves_the_streams_as_they_were(settings, bad):
-    rows = [make_row(3, **one) for one in [*settings, dict(temperature=0.0)]]
+    rows = [make_row(3, **one) for one in [*settings, dict(temperature=0.0), dict(xtc_probability=1.0)]]
     before = [row.rng.bit_generator.state for row in rows]
-    logits = np.zeros((4, 3), np.float32)
+    logits = np.zeros((5, 3), np.float32)
     logits[bad, 1] = math.nan
     with pytest.raises(DivergedError):
         sample(logits, rows)

@@ -170,6 +170,16 @@ def test_a_session_has_read_what_it_shows(name, seed, happened):
     np.testing.assert_array_equal(session._fed_V + session._written_V, counts_V)
 
 
+def test_repeats_are_seen_over_calls():
+    model = make_model(ByteTokenizer(), bias=dict.fromkeys(b"abc", 20.0))
+    options = {"seed": 4, "dry_multiplier": 3.0, "temperature": 0.5}
+    whole = model.generate("abcab", max_tokens=40, **options)
+    session = model.session(**options)
+    session.feed("abcab")
+    assert session.generate(max_tokens=15) + session.generate(max_tokens=25) == whole
+    assert whole != model.generate("abcab", max_tokens=40, **{**options, "dry_multiplier": 0.0})
+
+
 def test_a_stop_string_is_not_read():
     model = MODELS["narrow"]
     for seed in range(20):

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -310,23 +311,49 @@ class LearnConfig(Config):
 
 @dataclass(frozen=True)
 class SamplingConfig(Config):
-    """How a token is drawn from the logits; the operators apply in the order of these fields.
+    """How a token is drawn from the logits; the operators apply in the order of these fields, or of `samplers`.
 
     The meaning of each operator and their order follow Hugging Face and vLLM (temperature before truncation), with
-    typical-p before top-p; `textlstm.sampling` has the definitions.
+    typical-p before top-p, and llama.cpp for what these have not; `textlstm.sampling` has the definitions.
     """
 
     repetition_penalty: float = option(1.0, "divide positive logits of seen tokens by this, multiply negative ones")
     frequency_penalty: float = option(0.0, "subtract this for every time that a token was generated")
     presence_penalty: float = option(0.0, "subtract this once if a token was generated")
+    dry_multiplier: float = option(0.0, "subtract this from a token that would go on with a repeat (DRY); 0 is off")
+    dry_base: float = option(1.75, "DRY: the factor for each token by which the repeat is longer than allowed")
+    dry_allowed_length: int = option(2, "DRY: the longest repeat that costs nothing, in tokens")
+    dry_penalty_last_n: int = option(-1, "DRY: look at so many tokens; 0 is off, -1 as many as it can, which is 4096")
+    dry_breakers: str | None = option(
+        None, "DRY: a repeat does not reach past a token with one of these; by default line end, colon, quote, asterisk"
+    )
     temperature: float = option(0.8, "divide the logits by this; 0 always takes the likeliest token")
     top_k: int = option(0, "keep the K likeliest tokens; 0 is off")
     typical_p: float = option(1.0, "keep tokens of typical surprise up to this mass; 1 is off")
     top_p: float = option(1.0, "keep the likeliest tokens up to this mass; 1 is off")
     min_p: float = option(0.0, "keep tokens at least this likely relative to the likeliest; 0 is off")
+    top_n_sigma: float = option(0.0, "keep logits within so many standard deviations of the largest; 0 is off")
+    xtc_probability: float = option(0.0, "how often the likeliest tokens are left out (XTC); 0 is off")
+    xtc_threshold: float = option(0.1, "XTC: of the tokens at least this likely all but the least likely; 0.5 is off")
+    mirostat: int = option(0, "2 keeps the surprise at mirostat-tau, instead of all truncation; 0 is off")
+    mirostat_tau: float = option(5.0, "mirostat: the surprise that is wanted, in bits per token")
+    mirostat_eta: float = option(0.1, "mirostat: how fast it is corrected")
+    samplers: str | None = option(
+        None, "these only, in this order: penalties, dry, temperature, top_k, typ_p, top_p, min_p, top_n_sigma, xtc"
+    )
+    temperature_last: bool = option(False, "truncate first and apply the temperature last, as llama.cpp does")
+
+    #: Operators in their order, by llama.cpp's names.
+    ORDER = ("penalties", "dry", "temperature", "top_k", "typ_p", "top_p", "min_p", "top_n_sigma", "xtc")
+    DRY_BREAKERS = '\n:"*'
+    DRY_MOST = 4096  # tokens that it looks at
 
     def __post_init__(self) -> None:
-        for field in ("temperature", "frequency_penalty", "presence_penalty", "repetition_penalty"):
+        finite = (
+            "temperature", "frequency_penalty", "presence_penalty", "repetition_penalty", "dry_multiplier", "dry_base",
+            "top_n_sigma", "mirostat_tau", "mirostat_eta",
+        )  # fmt: skip
+        for field in finite:
             self._require(math.isfinite(getattr(self, field)), field, "a finite number")
         self._require(self.temperature >= 0, "temperature", "0 or more")
         self._require(self.repetition_penalty > 0, "repetition_penalty", "above 0")
@@ -334,6 +361,44 @@ class SamplingConfig(Config):
         self._require(0 < self.typical_p <= 1, "typical_p", "above 0 and at most 1")
         self._require(0 <= self.top_p <= 1, "top_p", "between 0 and 1")
         self._require(0 <= self.min_p <= 1, "min_p", "between 0 and 1")
+        self._require(self.dry_multiplier >= 0, "dry_multiplier", "0 or more")
+        self._require(self.dry_base > 0, "dry_base", "above 0")
+        self._require(self.dry_allowed_length >= 1, "dry_allowed_length", "1 or more")
+        self._require(
+            -1 <= self.dry_penalty_last_n <= self.DRY_MOST, "dry_penalty_last_n", f"between -1 and {self.DRY_MOST}"
+        )
+        for field in ("xtc_probability", "xtc_threshold"):
+            self._require(0 <= getattr(self, field) <= 1, field, "between 0 and 1")
+        self._require(self.mirostat in (0, 2), "mirostat", "0 or 2")
+        self._require(self.mirostat_tau >= 0, "mirostat_tau", "0 or more")
+        names = self.ORDER if self.samplers is None else self.order
+        known = set(names) <= set(self.ORDER) and len(set(names)) == len(names)
+        self._require(known, "samplers", f"names of {', '.join(self.ORDER)}, each once at most")
+        if self.temperature_last and self.samplers is not None:
+            raise ConfigError("samplers says already where the temperature comes; leave temperature-last out")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The operators that apply, in their order, by the names in `ORDER`."""
+        if self.samplers is not None:
+            names = [name.strip().replace("typical_p", "typ_p") for name in re.split("[;,]", self.samplers)]
+            return tuple(name for name in names if name)
+        if self.temperature_last:
+            return (*(name for name in self.ORDER if name != "temperature"), "temperature")
+        return self.ORDER
+
+    @property
+    def dry_window(self) -> int:
+        """How many tokens DRY looks at; 0 if it is off."""
+        if not self.dry_multiplier or "dry" not in self.order:
+            return 0
+        return self.DRY_MOST if self.dry_penalty_last_n < 0 else self.dry_penalty_last_n
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the usual operators apply in the usual order, which is compiled."""
+        rest = self.dry_window or self.top_n_sigma > 0 or self.xtc_probability > 0 or self.mirostat
+        return not rest and self.order == self.ORDER
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,17 @@ logits together; `top_p` and `typical_p` keep the smallest set, of equal tokens 
 
 A token's weight is a whole number, `weights`, so that sums are exact and what a row draws depends on its own logits
 and stream only, bit for bit, on every machine. `kernels` does all of it again, compiled; `sample` takes that where it
-can, and the tests hold both equal.
+can, and the tests hold both equal. What few ask for (DRY, top-n-sigma, XTC, mirostat, another order) is not
+compiled, and done row by row.
 
 Shapes: B rows of a batch, V ids of the vocabulary, D rows that draw (those with a temperature above 0).
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +31,9 @@ Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
 
+_DIVERGED = "the logits hold NaN or infinity; train again with a smaller lr, or take an earlier checkpoint"
+_NOTHING = "no token is left to draw; ban fewer tokens, use smaller penalties, or allow longer copies"
+_LONGEST_REPEAT = 50  # tokens that DRY compares
 _PARTS = 65536  # of which a logit is a whole number where logits are summed, so that their sums are exact
 
 
@@ -39,20 +45,26 @@ class Row:
         rng: the stream that every draw of this row comes from, and no other.
         vocab_size: number V of ids.
         banned: which tokens must not be drawn, bool (V,); None bans nothing.
+        breaks: which tokens hold a breaker of DRY, bool (V,); None if none does.
 
     Attributes:
         instead: which tokens stand for another, bool (V,), and that one, which is taken where they are drawn.
     """
 
     def __init__(
-        self, config: SamplingConfig, rng: np.random.Generator, vocab_size: int, banned: Bools | None = None
-    ) -> None:
+        self, config: SamplingConfig, rng: np.random.Generator, vocab_size: int, banned: Bools | None = None,
+        breaks: Bools | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.rng, self.banned, self.vocab_size = config, rng, banned, vocab_size
         self.instead: tuple[Bools, int] | None = None
+        self.breaks: Bools = np.zeros(vocab_size, np.bool_) if breaks is None else breaks
         self.penalties = (config.repetition_penalty, config.frequency_penalty, config.presence_penalty)
         self.penalized = self.penalties != (1, 0, 0)
         self.seen: Bools = np.zeros(vocab_size if self.penalized else 0, np.bool_)
         self.counts: npt.NDArray[np.int32] = np.zeros(self.seen.shape, np.int32)
+        self.is_plain = config.is_plain
+        self.last: deque[int] = deque(maxlen=config.dry_window)  # tokens, the newest last
+        self.most_surprise = 2 * config.mirostat_tau  # bits that mirostat lets a token have
         self._packed: tuple[Bools | None, bytes] | None = None  # with what is banned there
 
     def packed(self) -> bytes:
@@ -70,15 +82,18 @@ class Row:
         return kernels.MARK.pack(self.rng.random() if self.config.temperature > 0 else 0.0) + self._packed[1]
 
     def read(self, ids: npt.ArrayLike) -> None:
-        """Notes tokens of the prompt (T,), which only the repetition penalty heeds."""
+        """Notes tokens of the prompt (T,), which only the repetition penalty and DRY heed."""
         if self.penalized:
             self.seen[np.asarray(ids, np.intp)] = True
+        if self.last.maxlen:
+            self.last.extend(np.asarray(ids)[-self.last.maxlen :].tolist())
 
     def wrote(self, id: int) -> None:
         """Notes one generated token, which all penalties heed."""
         if self.penalized:
             self.seen[id] = True
             self.counts[id] += 1
+        self.last.append(id)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -119,6 +134,7 @@ def scale_temperature(logits_BV: Floats, temperature_B: Floats) -> Floats:
     return logits_BV / np.clip(temperature_B, 1e-30, 1e30).astype(logits_BV.dtype)[:, None]
 
 
+@np.errstate(over="ignore")
 def weights(logits_BV: Floats) -> npt.NDArray[np.int64]:
     """Whole numbers in proportion to the probabilities of tokens: 2^30 for the likeliest of a row.
 
@@ -196,18 +212,96 @@ def min_p(logits_BV: Floats, share_B: Floats) -> Floats:
     return np.where(logits_BV >= least_B1, logits_BV, -np.inf)
 
 
-_OPERATORS: tuple[tuple[Callable[[Floats, Any], Floats], str, int], ...] = (
-    # operator, the field of SamplingConfig that feeds it, the value at which it does nothing
-    (scale_temperature, "temperature", 1),
-    (top_k, "top_k", 0),
-    (typical_p, "typical_p", 1),
-    (top_p, "top_p", 1),
-    (min_p, "min_p", 0),
-)
+@np.errstate(over="ignore")
+def dry(logits_V: Floats, last: Sequence[int], breaks_V: Bools, config: SamplingConfig) -> Floats:
+    """Makes tokens less likely that would go on with a repeat, the more the longer it is (DRY, as llama.cpp has it).
+
+    Args:
+        logits_V: logits (V,).
+        last: tokens that were read and written, the newest last.
+        breaks_V: which tokens a repeat neither reaches past nor ends with.
+        config: the fields that begin with `dry_`; a repeat of more than 50 tokens counts as one of 50.
+
+    Returns:
+        Logits (V,).
+    """
+    ids_T = np.array(last, np.intp)
+    breaks = np.flatnonzero(breaks_V[ids_T])
+    whole = len(ids_T) - 1 - (breaks[-1] if len(breaks) else -1)  # tokens since the last breaker
+    longest_V = np.full(len(logits_V), -1)
+    next_N = np.arange(1, len(ids_T))  # places whose token went on with what now ends the text
+    for length in range(min(whole, _LONGEST_REPEAT)):
+        next_N = next_N[next_N > length]
+        next_N = next_N[ids_T[next_N - 1 - length] == ids_T[-1 - length]]
+        longest_V[ids_T[next_N]] = length + 1
+    excess_V = longest_V - config.dry_allowed_length
+    penalty_V = config.dry_multiplier * float(config.dry_base) ** np.maximum(excess_V, 0)
+    return logits_V - np.where((excess_V >= 0) & ~breaks_V, penalty_V, 0)
+
+
+def top_n_sigma(logits_V: Floats, number: float) -> Floats:
+    """Keeps the tokens whose logits are within some standard deviations of the largest (Tang et al. 2024).
+
+    Args:
+        logits_V: logits (V,); those that were removed do not count.
+        number: of standard deviations; 0 is off.
+
+    Returns:
+        Logits (V,), -inf where removed.
+    """
+    if number <= 0:
+        return logits_V
+    finite = logits_V[np.isfinite(logits_V)]
+    mean = math.fsum(finite) / len(finite)  # exact sums, so that all machines agree
+    sigma = math.sqrt(math.fsum((finite - mean) ** 2) / len(finite))
+    return np.where(logits_V >= logits_V.max() - number * sigma, logits_V, -np.inf)
+
+
+def xtc(logits_V: Floats, threshold: float) -> Floats:
+    """Leaves out the tokens that are at least so likely, but for the least likely of them (XTC, as llama.cpp has it).
+
+    Args:
+        logits_V: logits (V,).
+        threshold: probability.
+
+    Returns:
+        Logits (V,), -inf where removed.
+    """
+    whole_V = weights(logits_V - logits_V.max())
+    likely_V = whole_V >= threshold * whole_V.sum()
+    if threshold > 0.5 or likely_V.sum() < 2:
+        return logits_V
+    return np.where(likely_V & (logits_V > logits_V[likely_V].min()), -np.inf, logits_V)
+
+
+def keep_surprise(logits_V: Floats, most: float) -> Floats:
+    """Keeps the tokens whose surprise is at most so many bits, and the likeliest: how mirostat 2 truncates.
+
+    Args:
+        logits_V: logits (V,).
+        most: bits.
+
+    Returns:
+        Logits (V,), -inf where removed.
+    """
+    whole_V = weights(logits_V - logits_V.max())
+    least = 2.0 ** -min(max(most, 0.0), 64.0)
+    kept_V = (whole_V >= least * whole_V.sum()) | (logits_V == logits_V.max())
+    return np.where(kept_V, logits_V, -np.inf)
+
+
+_OPERATORS: dict[str, tuple[Callable[[Floats, Any], Floats], str, int]] = {
+    # by name: operator, the field of SamplingConfig that feeds it, the value at which it does nothing
+    "temperature": (scale_temperature, "temperature", 1),
+    "top_k": (top_k, "top_k", 0),
+    "typ_p": (typical_p, "typical_p", 1),
+    "top_p": (top_p, "top_p", 1),
+    "min_p": (min_p, "min_p", 0),
+}
 
 
 def probabilities(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.float64]:
-    """The distribution that each row draws from; at temperature 0 all of it lies on the likeliest token.
+    """The distribution that each row draws from next; at temperature 0 all of it lies on the likeliest token.
 
     Args:
         logits_BV: logits (B, V) as the network gives them; they are not changed.
@@ -220,15 +314,21 @@ def probabilities(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.floa
         DivergedError: the logits of a row hold NaN or +inf, or nothing but -inf.
         UsageError: the bans and penalties of a row leave nothing to draw.
     """
-    best_B, drawing, whole_DV = _distributions(logits_BV, rows)
     probs_BV = np.zeros(logits_BV.shape)
-    probs_BV[np.arange(len(rows)), best_B] = 1
-    probs_BV[drawing] = whole_DV / whole_DV.sum(-1, keepdims=True)
+    plain = [i for i, row in enumerate(rows) if row.is_plain]
+    if plain:
+        best_B, drawing, whole_DV = _distributions(logits_BV[plain], [rows[i] for i in plain])
+        probs_BV[plain, best_B] = 1
+        probs_BV[np.array(plain)[drawing]] = whole_DV / whole_DV.sum(-1, keepdims=True)
+    for i, row in enumerate(rows):
+        if not row.is_plain:
+            whole_V = _distribution(logits_BV[i], row, copy.deepcopy(row.rng), i)
+            probs_BV[i] = whole_V / whole_V.sum()
     return probs_BV
 
 
 def sample(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
-    """Draws one token per row, with one number from the row's stream, or none at temperature 0.
+    """Draws one token per row, with one number from the row's stream, or none at temperature 0; XTC takes one before.
 
     Args:
         logits_BV: logits (B, V) as the network gives them; they are not changed.
@@ -243,7 +343,9 @@ def sample(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
     if len(rows) != len(logits_BV):
         raise ValueError(f"{len(rows)} rows for {len(logits_BV)} rows of logits")
     kernel = kernels.load()
-    if kernel is None or logits_BV.dtype != np.float32 or not rows:
+    if not all(row.is_plain for row in rows):
+        ids_B = _sample_apart(logits_BV, rows)
+    elif kernel is None or logits_BV.dtype != np.float32 or not rows:
         ids_B = reference(logits_BV, rows)
     else:
         ids_B = _draw(kernel, logits_BV, rows)
@@ -262,6 +364,84 @@ def reference(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
     place_D = np.minimum(marks_D.astype(np.int64), total_D - 1)  # the product can round up to the total
     best_B[drawing] = (below_DV > place_D[:, None]).argmax(-1)
     return best_B
+
+
+def _sample_apart(logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+    """The same where some rows have operators that are not compiled."""
+    ids_B = np.zeros(len(rows), np.int64)
+    plain = [i for i, row in enumerate(rows) if row.is_plain]
+    others = [(i, row) for i, row in enumerate(rows) if not row.is_plain]
+    before = [row.rng.bit_generator.state for _, row in others]
+    try:
+        whole_NV = [_distribution(logits_BV[i], row, row.rng, i) for i, row in others]
+        if plain:
+            ids_B[plain] = sample(logits_BV[plain], [rows[i] for i in plain])
+    except TextLSTMError:
+        for (_, row), state in zip(others, before, strict=True):
+            row.rng.bit_generator.state = state
+        raise
+    for (i, row), whole_V in zip(others, whole_NV, strict=True):
+        ids_B[i] = _pick(whole_V, row)
+    return ids_B
+
+
+def _pick(whole_V: npt.NDArray[np.int64], row: Row) -> int:
+    """Draws a token by the weights of a row, and tells mirostat how surprising it was."""
+    total = int(whole_V.sum())
+    if row.config.temperature == 0:
+        return int(whole_V.argmax())
+    place = min(int(row.rng.random() * total), total - 1)
+    id = int((np.cumsum(whole_V) > place).argmax())
+    if row.config.mirostat:
+        surprise = math.log2(total / int(whole_V[id]))
+        row.most_surprise -= row.config.mirostat_eta * (surprise - row.config.mirostat_tau)
+    return id
+
+
+def _distribution(logits_V: Floats, row: Row, rng: np.random.Generator, number: int) -> npt.NDArray[np.int64]:
+    """The weights (V,) that a row draws by, its operators one after the other in double precision."""
+    _require_finite(logits_V.max(keepdims=True), DivergedError, _DIVERGED, number)
+    config = row.config
+    x_V = np.array(logits_V, np.float64)
+    if row.banned is not None:
+        x_V[row.banned] = -np.inf
+    greedy = config.temperature == 0
+    order: Sequence[str] = config.order
+    if greedy or config.mirostat:
+        order = [name for name in order if name in ("penalties", "dry")]
+    for name in order:
+        x_V = _apply(name, x_V, row, rng)
+        _require_finite(x_V.max(keepdims=True), UsageError, _NOTHING, number)
+    if config.mirostat and not greedy:
+        x_V = keep_surprise(_apply("temperature", x_V, row, rng), row.most_surprise)
+    _require_finite(x_V.max(keepdims=True), UsageError, _NOTHING, number)
+    if greedy:
+        return (np.arange(len(x_V)) == x_V.argmax()).astype(np.int64)
+    return weights(x_V - x_V.max())
+
+
+def _apply(name: str, x_V: Floats, row: Row, rng: np.random.Generator) -> Floats:
+    """One operator on the logits (V,) of one row."""
+    config = row.config
+    if name == "penalties":
+        if not row.penalized:
+            return x_V
+        strengths = (np.array([penalty]) for penalty in row.penalties)
+        return penalize(x_V[None], *strengths, row.seen[None], row.counts[None])[0]
+    if name == "dry":
+        return dry(x_V, row.last, row.breaks, config) if row.last else x_V
+    if name == "top_n_sigma":
+        return top_n_sigma(x_V, config.top_n_sigma)
+    if name == "xtc":
+        return xtc(x_V, config.xtc_threshold) if _happens(config.xtc_probability, rng) else x_V
+    operator, field, off = _OPERATORS[name]
+    value = getattr(config, field)
+    return x_V if value == off else operator(x_V[None], np.array([value]))[0]
+
+
+def _happens(probability: float, rng: np.random.Generator) -> bool:
+    """Tosses a coin, where there is a doubt."""
+    return probability > 0 and rng.random() < probability
 
 
 def _draw(kernel: kernels.Kernel, logits_BV: Floats, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
@@ -290,8 +470,7 @@ def _distributions(
     logits_BV: Floats, rows: Sequence[Row]
 ) -> tuple[npt.NDArray[np.int64], list[int], npt.NDArray[np.int64]]:
     """The likeliest token of each row (B,), which D rows draw, and the weights of their tokens (D, V)."""
-    diverged = "the logits hold NaN or infinity; train again with a smaller lr, or take an earlier checkpoint"
-    _require_finite(logits_BV.max(-1), DivergedError, diverged)
+    _require_finite(logits_BV.max(-1), DivergedError, _DIVERGED)
     x_BV: Floats = np.array(logits_BV, np.float32)
     for x_V, row in zip(x_BV, rows, strict=True):
         if row.banned is not None:
@@ -304,13 +483,12 @@ def _distributions(
             x_BV[on] = penalize(x_BV[on].astype(np.float64), repetition, frequency, presence, seen, counts)
     best_B = x_BV.argmax(-1).astype(np.int64)
     top_B = x_BV[np.arange(len(rows)), best_B]
-    nothing = "no token is left to draw; ban fewer tokens, use smaller penalties, or allow longer copies"
-    _require_finite(top_B, UsageError, nothing)
+    _require_finite(top_B, UsageError, _NOTHING)
     with np.errstate(over="ignore"):
         x_BV -= top_B[:, None]  # so that a tiny temperature sends logits to -inf, never to +inf
     drawing = [i for i, row in enumerate(rows) if row.config.temperature > 0]
     x_DV: Floats = x_BV if len(drawing) == len(rows) else x_BV[drawing]
-    for operator, field, off in _OPERATORS:
+    for operator, field, off in _OPERATORS.values():
         values = [getattr(rows[i].config, field) for i in drawing]
         on = [d for d, value in enumerate(values) if value != off]
         if on and len(on) == len(values):
@@ -321,10 +499,10 @@ def _distributions(
     return best_B, drawing, weights(x_DV)
 
 
-def _require_finite(top_B: Floats, error: type[TextLSTMError], problem: str) -> None:
+def _require_finite(top_B: Floats, error: type[TextLSTMError], problem: str, first: int = 0) -> None:
     finite_B = np.isfinite(top_B)
     if not finite_B.all():
-        raise error(f"row {int(finite_B.argmin())}: {problem}")
+        raise error(f"row {first + int(finite_B.argmin())}: {problem}")
 
 
 def log_softmax(logits_V: Floats) -> npt.NDArray[np.float64]:

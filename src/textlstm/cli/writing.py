@@ -71,6 +71,8 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     from textlstm.generation.search import check_search
     from textlstm.model import Model
 
+    if values["dry_breakers"] is not None:
+        values["dry_breakers"] = values["dry_breakers"].replace("\\n", "\n")
     sampling = SamplingConfig.from_dict(given(SamplingConfig, values))
     pattern = _pattern(given(PatternConfig, values))
     beams, best_of = values["beams"], values["best_of"]

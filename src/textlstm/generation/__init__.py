@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from textlstm.errors import UsageError
 from textlstm.generation.pattern import Guide, Pattern
 from textlstm.sampling import Bools, Ints, Row, log_softmax, sample
 from textlstm.state import State
-from textlstm.tokenizer import TextStream, Tokenizer, checked_text
+from textlstm.tokenizer import TextStream, Tokenizer, checked_text, text_to_bytes
 
 DEFAULT_MAX_TOKENS = 500
 _MANY_PIECES = 4096  # each takes some tens of bytes more than its characters
@@ -115,7 +116,8 @@ class Writer:
         self._guide = None if pattern is None else Guide(pattern, self._max_tokens, limits.max_chars)
         if pattern is not None and not pattern.open and limits.stop:
             raise UsageError("a stop string cannot be combined with a pattern for the whole text; leave one out")
-        self.row = Row(sampling, np.random.default_rng(seed), vocab_size)
+        breaks_V = breakers(tokenizer, sampling.dry_breakers, vocab_size) if sampling.dry_window else None
+        self.row = Row(sampling, np.random.default_rng(seed), vocab_size, breaks=breaks_V)
         self._lasting = held is not None
         self._shows_all = not limits.stop and limits.max_chars is None  # as it comes; else it takes a look
         # `_held` may turn out to be the beginning of a stop string.
@@ -261,6 +263,16 @@ class Writer:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of a text that is a beginning of the stop string."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+@lru_cache(maxsize=16)
+def breakers(tokenizer: Tokenizer, characters: str | None, vocab_size: int) -> Bools:
+    """Which tokens hold one of some characters, shape (V,); without any those that DRY is used to."""
+    marks = [text_to_bytes(one) for one in (SamplingConfig.DRY_BREAKERS if characters is None else characters)]
+    holds_V = np.zeros(vocab_size, np.bool_)
+    for id in range(tokenizer.vocab_size):
+        holds_V[id] = any(mark in tokenizer.token_bytes(id) for mark in marks)
+    return holds_V
 
 
 def read_prompt(engine: Engine, tokenizer: Tokenizer, prompt: str) -> tuple[np.ndarray, State]:

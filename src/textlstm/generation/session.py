@@ -147,6 +147,8 @@ class Session:
         if writer.row.penalized:
             writer.row.seen[:] = self._fed_V + self._written_V > 0
             writer.row.counts[:] = self._written_V
+        if sampling.dry_window:
+            writer.row.last.extend(self._model.tokenizer.encode(self.text).tolist())
         return self._write(writer)
 
     def generate(self, **options: Any) -> str:
