@@ -89,8 +89,9 @@ def measure(
         row = asyncio.run(_measure(url, number, load, watch))
         rows.append(row)
         first, gaps = row["first_token_ms"], row["between_chunks_ms"]
+        noun = "stream" if number == 1 else "streams"
         tell(
-            f"{number:>4} streams: {row['tokens_per_second']:>8,.0f} tokens/s; first token {first['p50']:.0f} ms "
+            f"{number:>4} {noun}: {row['tokens_per_second']:>8,.0f} tokens/s; first token {first['p50']:.0f} ms "
             f"(p95 {first['p95']:.0f}); between chunks {gaps['p50']:.1f} ms (p95 {gaps['p95']:.1f})"
         )
     return rows

@@ -59,8 +59,9 @@ def measure(
             "peak_megabytes": {"largest": max(memory), "together": sum(memory)},
         }
         rows.append(row)
+        noun = "process" if number == 1 else "processes"
         tell(
-            f"{number:>3} processes: {rate:>8,.0f} tokens/s, {1e3 * per_step:.1f} ms a step, "
+            f"{number:>3} {noun}: {rate:>8,.0f} tokens/s, {1e3 * per_step:.1f} ms a step, "
             f"{row['share_of_sgemm']:.0%} of {peak / 1e9:.0f} GFLOP/s, {sum(memory):,.0f} MB"
             + (f", {row['speedup']:.2f} times the first" if len(rows) > 1 else "")
         )

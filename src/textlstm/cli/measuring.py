@@ -64,7 +64,8 @@ def bench_train(
         print_json({"benchmark": "train", "machine": machine_card(), **settings, "rows": rows})
     elif quiet:
         for row in rows:
-            click.echo(f"{row['processes']} processes: {row['tokens_per_second']:,.0f} tokens/s")
+            noun = "process" if row["processes"] == 1 else "processes"
+            click.echo(f"{row['processes']} {noun}: {row['tokens_per_second']:,.0f} tokens/s")
 
 
 @bench.command(name="serve", short_help="Throughput and waiting of a server under load.")
@@ -117,7 +118,8 @@ def bench_serve(
         print_json({**report, **{k: v for k, v in values.items() if k != "api_key"}})
     elif quiet:
         for row in rows:
-            click.echo(f"{row['streams']} streams: {row['tokens_per_second']:,.0f} tokens/s")
+            noun = "stream" if row["streams"] == 1 else "streams"
+            click.echo(f"{row['streams']} {noun}: {row['tokens_per_second']:,.0f} tokens/s")
 
 
 @bench.command(name="quality", short_help="One table of scores: protocols, texts, compressors.")
