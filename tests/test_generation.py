@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from test_network import make_config, numpy_network, random_weights
 
 from textlstm.config import SamplingConfig
 from textlstm.engine import load_engine
 from textlstm.errors import ConfigError, UsageError
 from textlstm.generation import DEFAULT_MAX_TOKENS, Limits, Writer, read_prompt, write
+from textlstm.generation.words import BadWords
 from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
@@ -380,3 +385,16 @@ def test_a_text_can_be_ended_from_outside():
     assert writer.text == "ab" and writer.reason is None
     assert writer.end("stop") == "c"
     assert (writer.text, writer.reason) == ("abc", "stop")
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=4),
+    st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=6, unique=True),
+    st.text("abc", max_size=5),
+)
+def test_bad_words_forbid_what_would_complete_them(words, tokens, written):
+    """By trying every token."""
+    tokenizer = SimpleNamespace(vocab_size=len(tokens), token_bytes=lambda id: tokens[id].encode())
+    assume(not any(word in written for word in words))
+    forbidden = set(BadWords(words, tokenizer).forbidden(written.encode()).tolist())
+    assert forbidden == {id for id, token in enumerate(tokens) if any(word in written + token for word in words)}

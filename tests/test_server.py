@@ -349,6 +349,10 @@ WRONG = {
     "typical_p": 0, "repetition_penalty": "x", "min_tokens": "x", "stop_token_ids": 5, "allowed_token_ids": "x",
     "ignore_eos": "x", "include_stop_str_in_output": "x", "truncate_prompt_tokens": "x", "t_max_predict_ms": "x",
     "return_token_ids": "x", "repetition_detection": 3, "return_tokens_as_token_ids": "x", "state": 5, "save_state": 5,
+    "top_n_sigma": "x", "xtc_probability": 2, "xtc_threshold": "x", "dry_multiplier": -1, "dry_base": 0,
+    "dry_allowed_length": 0, "dry_penalty_last_n": -2, "dry_sequence_breakers": ["ab"], "mirostat": 1,
+    "mirostat_tau": -1, "mirostat_eta": "x", "samplers": ["top_k", "no such"], "temperature_last": 1,
+    "bad_words": [""], "skip_special_tokens": 0, "add_special_tokens": 0, "logprobs_mode": "x", "prompt_logprobs": 6,
     "structured_outputs": 5, "guided_regex": 5, "guided_choice": 5, "use_beam_search": "x",
 }  # fmt: skip
 
@@ -676,6 +680,125 @@ def test_xray(site, letters):
     assert site.post("/v1/xray", {"text": ""})["values"] == [[]] * 6
     assert error(site.post("/v1/xray", {"text": "a", "layer": 2}, 400))["param"] == "layer"
     assert error(site.post("/v1/xray", {"text": "a", "neurons": [999]}, 400))["param"] == "neurons"
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"top_n_sigma": 0.7}, {}), ({"xtc_probability": 0.5, "xtc_threshold": 0.02}, {}),
+        ({"dry_multiplier": 3.0, "dry_base": 2.0, "dry_allowed_length": 1, "dry_penalty_last_n": 9}, {}),
+        ({"mirostat": 2, "mirostat_tau": 1.5, "mirostat_eta": 0.3}, {}),
+        ({"top_p": 0.5, "temperature_last": True}, {}),
+        ({"samplers": ["top_p", "temperature"], "top_p": 0.5}, {"samplers": "top_p;temperature"}),
+        ({"dry_multiplier": 3.0, "dry_sequence_breakers": ["a", "e"], "dry_penalty_last_n": 9999},
+         {"dry_breakers": "ae", "dry_penalty_last_n": 4096}),
+    ],
+)  # fmt: skip
+def test_operators_of_llama_cpp(site, letters, fields, options):
+    options = {**fields, **options, "temperature": 0.6}
+    options.pop("dry_sequence_breakers", None)
+    ask = {"max_tokens": 60, "seed": 3}
+    expected = letters.generate(PROMPT, stop_at_end=True, **ask, **options)
+    assert site.text(PROMPT, **ask, **fields, temperature=0.6) == expected
+    assert expected != letters.generate(PROMPT, stop_at_end=True, **ask, temperature=0.6)
+
+
+def test_operators_that_are_off(site):
+    off = {"top_n_sigma": -1, "mirostat": 0, "dry_multiplier": 0, "dry_penalty_last_n": 0, "xtc_probability": 0}
+    assert site.text(PROMPT, max_tokens=60, **off) == site.text(PROMPT, max_tokens=60)
+
+
+def test_bad_words(site):
+    ask = {"max_tokens": 200, "ignore_eos": True}
+    plain = site.text(PROMPT, **ask)
+    bad = [plain[3], plain[10:12], plain[20:23]]
+    text = site.text(PROMPT, **ask, bad_words=bad)
+    assert len(text) == 200 and not any(word in text for word in bad)
+    allowed = [LETTERS.index(c) for c in "abcd"]
+    text = site.text(PROMPT, **ask, bad_words=["ab", "dd", "c"], allowed_token_ids=allowed, min_tokens=100)
+    assert set(text) == set("abd") and "ab" not in text and "dd" not in text and len(text) == 200
+    assert "no token" in error(site.complete(PROMPT, 400, bad_words=["a"], allowed_token_ids=[0]))["message"]
+
+
+def test_the_end_may_be_shown(site):
+    ask = {"max_tokens": 5, "logit_bias": {"22": 100}, "include_stop_str_in_output": True}
+    for fields in ({}, {"skip_special_tokens": True}):
+        assert site.text(PROMPT, **ask, **fields) == ""
+    shown = {**ask, "skip_special_tokens": False}
+    assert site.text(PROMPT, **shown) == END
+    assert "".join(c["choices"][0]["text"] for c in site.stream(prompt=PROMPT, **shown)) == END
+    assert site.text(PROMPT, **{**shown, "include_stop_str_in_output": False}) == ""
+    echo = {"max_tokens": 0, "echo": True}
+    assert site.text([22, 0, 22, 1], **echo) == LETTERS[:2]
+    assert site.text([22, 0, 22, 1], **echo, skip_special_tokens=False) == END + LETTERS[0] + END + LETTERS[1]
+
+
+def test_a_prompt_without_the_models_start(site, letters):
+    ids = letters.tokenizer.encode(PROMPT)[None].astype(np.int64)
+    logits, _ = letters.engine.prefill(ids, letters.engine.zero_state(1))
+    ask = {"max_tokens": 1, "logprobs": 1, "temperature": 0}
+    for fields, expected in (({"add_special_tokens": False}, logits), ({}, letters.engine.prefill(
+        ids, letters.engine.begin(1)[1])[0])):  # fmt: skip
+        choice = site.complete(PROMPT, **ask, **fields)["choices"][0]
+        assert choice["logprobs"]["token_logprobs"] == [pytest.approx(log_softmax(expected)[0].max(), rel=1e-6)]
+
+
+def test_logprobs_of_the_prompt(site):
+    prompts = [PROMPT, "va"]
+    answer = site.complete(prompts, max_tokens=2, n=2, prompt_logprobs=3, logprobs=1)["choices"]
+    echoed = site.complete(prompts, max_tokens=0, echo=True, logprobs=5)["choices"]
+    for choice, echo in zip(answer, [echoed[0], echoed[0], echoed[1], echoed[1]], strict=True):
+        assert choice["prompt_logprobs"][0] is None and len(choice["logprobs"]["tokens"]) == 2
+        for entry, token, logprob, top in zip(
+            choice["prompt_logprobs"][1:], echo["logprobs"]["tokens"][1:], echo["logprobs"]["token_logprobs"][1:],
+            echo["logprobs"]["top_logprobs"][1:], strict=True,
+        ):  # fmt: skip
+            mine = entry[str(LETTERS.index(token))]
+            assert (mine["decoded_token"], mine["logprob"]) == (token, pytest.approx(logprob))
+            best = sorted(top.values(), reverse=True)[:3]
+            ranked = sorted(entry.values(), key=lambda one: one["rank"])
+            assert [one["rank"] for one in ranked[:3]] == [1, 2, 3] and len(entry) in (3, 4)
+            assert [one["logprob"] for one in ranked[:3]] == pytest.approx(best)
+            if len(entry) == 4:
+                assert mine["rank"] > 3
+    both = site.complete(PROMPT, max_tokens=0, echo=True, logprobs=1, prompt_logprobs=4)["choices"][0]
+    assert max(len(top) for top in both["logprobs"]["top_logprobs"][1:]) <= 2
+    assert min(len(entry) for entry in both["prompt_logprobs"][1:]) == 4
+    assert "prompt_logprobs" not in site.complete(PROMPT)["choices"][0]
+    assert error(site.complete(PROMPT, 400, prompt_logprobs=1, stream=True))["param"] == "prompt_logprobs"
+
+
+def test_logprobs_after_all_options(site, letters):
+    ask = {"max_tokens": 8, "logprobs": 5, "ignore_eos": True, "temperature": 0.5, "top_k": 3, "logit_bias": {"4": 2}}
+    raw, processed = (
+        site.complete(PROMPT, **ask, **mode)["choices"][0]
+        for mode in ({"logprobs_mode": "raw"}, {"logprobs_mode": "processed"})
+    )
+    assert raw["text"] == processed["text"] and raw == site.complete(PROMPT, **ask)["choices"][0]
+    logits, state = letters.engine.prefill(
+        letters.tokenizer.encode(PROMPT)[None].astype(np.int64), letters.engine.begin(1)[1]
+    )
+    for place, letter in enumerate(raw["text"]):
+        x = logits[0, :22].astype(np.float64)
+        x[4] += 2
+        x[x < np.sort(x)[-3]] = -np.inf
+        expected = log_softmax(x[None] / 0.5)[0]
+        id = LETTERS.index(letter)
+        assert processed["logprobs"]["token_logprobs"][place] == pytest.approx(expected[id], abs=1e-5)
+        finite = [v for v in processed["logprobs"]["top_logprobs"][place].values() if v > -9999]
+        assert sorted(finite) == pytest.approx(sorted(expected[np.isfinite(expected)]), abs=1e-5)
+        logits, state = letters.engine.step(np.array([id]), state)
+    assert set(site.complete(PROMPT, **{**ask, "temperature": 0, "logprobs_mode": "processed_logprobs"})["choices"][0][
+        "logprobs"]["token_logprobs"]) == {0}  # fmt: skip
+
+
+def test_timings(site):
+    answer = site.complete(PROMPT, max_tokens=300, ignore_eos=True)
+    last = site.stream(prompt=PROMPT, max_tokens=300, ignore_eos=True, stream_options={"include_usage": True})[-1]
+    for timings in (answer["timings"], last["timings"]):
+        assert (timings["prompt_n"], timings["predicted_n"]) == (5, 300)
+        assert timings["prompt_ms"] > 0 and 0 < timings["predicted_ms"] < 60_000
+        assert timings["predicted_per_second"] == pytest.approx(300_000 / timings["predicted_ms"], rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ class SamplingConfig(Config):
     dry_allowed_length: int = option(2, "DRY: the longest repeat that costs nothing, in tokens")
     dry_penalty_last_n: int = option(-1, "DRY: look at so many tokens; 0 is off, -1 as many as it can, which is 4096")
     dry_breakers: str | None = option(
-        None, "DRY: a repeat does not reach past a token with one of these; by default line end, colon, quote, asterisk"
+        None, "DRY: a repeat does not reach past a token with one of these; by default line end, colon, quote, star"
     )
     temperature: float = option(0.8, "divide the logits by this; 0 always takes the likeliest token")
     top_k: int = option(0, "keep the K likeliest tokens; 0 is off")

@@ -23,6 +23,7 @@ from textlstm.generation import Limits, Writer, read_prompt, whole_number, write
 from textlstm.generation import session as sessions
 from textlstm.generation.pattern import Pattern, Vocabulary
 from textlstm.generation.search import beam_search, check_search, write_best
+from textlstm.generation.words import BadWords
 from textlstm.model_file import DType, ModelFile, read_model, write_model
 from textlstm.registry import find_model, find_model_by_identity
 from textlstm.state import State
@@ -234,7 +235,7 @@ class Model:
         limits: Limits,
         seed: int,
         pattern: Pattern | None = None,
-        guard: CopyGuard | None = None,
+        guard: CopyGuard | BadWords | None = None,
     ) -> Sequence[Writer]:
         """Writers for some texts; the seeds of their streams are `seed`, `seed + 1`, ..."""
         whole_number("seed", seed)

@@ -113,6 +113,7 @@ class Writer:
             if pattern is not None and not pattern.open:
                 self._max_tokens += pattern.shortest
         self._stays_V = self._writes_V
+        self._never_V: Bools | None = None
         self._guide = None if pattern is None else Guide(pattern, self._max_tokens, limits.max_chars)
         if pattern is not None and not pattern.open and limits.stop:
             raise UsageError("a stop string cannot be combined with a pattern for the whole text; leave one out")
@@ -148,6 +149,12 @@ class Writer:
         """Takes the bytes that the text goes on from, which `forbidden` heeds."""
         if self._forbidden is not None and self.reason is None:
             self._written += before
+            self._aim()
+
+    def restrict(self, never_V: Bools | None) -> None:
+        """Forbids some tokens, bool (V,), from here on; None forbids none."""
+        self._never_V = never_V
+        if self.reason is None:
             self._aim()
 
     def push(self, id: int) -> str:
@@ -237,6 +244,8 @@ class Writer:
                 drawable_V |= spaced_V
             else:
                 self.row.instead = None
+        if self._never_V is not None:
+            drawable_V &= ~self._never_V
         self.row.banned = None if drawable_V.all() else ~drawable_V
 
     def _anything_V(self) -> Bools:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from textlstm.server.hub import END, Served
@@ -39,18 +39,6 @@ def piece(served: Served, id: int) -> str | list[int]:
         return list(data)
 
 
-def split(ids: Iterable[int], at: int) -> Iterator[list[int] | None]:
-    """Runs of ids, with None for each id that they are cut at."""
-    run: list[int] = []
-    for id in ids:
-        if id == at:
-            yield from (run, None)
-            run = []
-        else:
-            run.append(id)
-    yield run
-
-
 class Answer:
     """How a kind of request is answered.
 
@@ -74,7 +62,7 @@ class Answer:
 
     def whole(self, choices: Sequence[Transcript]) -> Object:
         """The answer in one object."""
-        made = [{**self._choice(c, c.text, c.entries), **self._end(c)} for c in choices]
+        made = [{**self._choice(c, c.text, c.entries), **self._end(c), **self._prompt(c)} for c in choices]
         return {**self._head, "choices": made, "usage": self._work.usage(), **self._extra()}
 
     def events(self, pieces: Sequence[Piece]) -> bytes:
@@ -94,13 +82,30 @@ class Answer:
         return {"finish_reason": finish_reason(choice), "stop_reason": choice.stopped_by}
 
     def _extra(self) -> Object:
-        return {} if self._work.saved is None else {"saved_state": self._work.saved}
+        saved = {} if self._work.saved is None else {"saved_state": self._work.saved}
+        return {"timings": self._work.timings(), **saved}
 
     def _token(self, id: int) -> str:
         return f"token_id:{id}" if self._body.return_tokens_as_token_ids else self._served.strings[id]
 
     def _ids(self, entries: Sequence[Entry]) -> Object:
         return {"token_ids": [entry.id for entry in entries]} if self._body.return_token_ids else {}
+
+    def _prompt(self, choice: Transcript) -> Object:
+        """Log-probabilities of the prompt's tokens, as vLLM has them."""
+        if self._work.plan.prompt_top is None:
+            return {}
+        return {"prompt_logprobs": [self._places(entry) for entry in self._work.prompt_entries(choice)]}
+
+    def _places(self, entry: Entry) -> Object | None:
+        if entry.logprob is None:
+            return None
+        top = entry.top[: self._work.plan.prompt_top]
+        ranked = [(id, value, place) for place, (id, value) in enumerate(top, 1)]
+        return {
+            str(id): {"logprob": _number(value), "rank": rank, "decoded_token": self._served.strings[id]}
+            for id, value, rank in [*ranked, (entry.id, entry.logprob, entry.rank)]
+        }
 
     def _choice(self, choice: Transcript, text: str, entries: Sequence[Entry]) -> Object:
         raise NotImplementedError

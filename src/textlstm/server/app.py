@@ -309,8 +309,7 @@ def _add_tokens(app: FastAPI, hub: Hub) -> None:
         served = hub.find(body.model)
         vocab = served.model.config.vocab_size
         require(all(id < vocab for id in body.tokens), f"token ids must be below {vocab}", "tokens")
-        decode = served.model.tokenizer.decode
-        text = "".join(END if ids is None else decode(ids) for ids in answers.split(body.tokens, served.end_id))
+        text = served.decode(body.tokens)
         return Json({"prompt": text, "content": text}, headers=ignored(body))
 
     @app.get("/tokenizer_info")

@@ -71,15 +71,25 @@ class Settings:
 
 
 class Inbox:
-    """The news of one request, handed from a scheduler's thread to the event loop."""
+    """The news of one request, handed from a scheduler's thread to the event loop.
+
+    Attributes:
+        read: when the last of its prompts was read, by `time.monotonic`.
+        told: when the last news came.
+    """
 
     def __init__(self) -> None:
+        self.read: float | None = None
+        self.told: float | None = None
         self._news: list[News] = []
         self._some = asyncio.Event()
         self._looks = False
 
     def put(self, news: News) -> None:
         """Adds news; in the event loop."""
+        self.told = time.monotonic()
+        if news.reason == "read":
+            self.read = self.told
         self._news.append(news)
         self._some.set()
 
@@ -151,6 +161,16 @@ class Served:
         """Where a prompt begins that brings its own document boundary."""
         engine = self.model.engine
         return np.zeros((1, self.model.config.vocab_size), np.float32), engine.zero_state(1)
+
+    def decode(self, ids: Sequence[int] | NDArray[np.int64], show_end: bool = True) -> str:
+        """The text of ids, with `<|endoftext|>` for the document boundary if it is shown."""
+        runs: list[list[int]] = [[]]
+        for id in map(int, ids):
+            if id == self.end_id:
+                runs.append([])
+            else:
+                runs[-1].append(id)
+        return (END if show_end else "").join(map(self.model.tokenizer.decode, runs))
 
     def encode(self, text: str, parse_special: bool = False) -> NDArray[np.int64]:
         """The ids of a text; its `<|endoftext|>` is the document boundary only where that is asked for."""

@@ -79,6 +79,8 @@ class StreamOptions(Body):
 
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Word = Annotated[str, Field(min_length=1, max_length=100)]
+Character = Annotated[str, Field(min_length=1, max_length=1)]
 Regex = Annotated[str, Field(max_length=10_000)]
 Choices = Annotated[list[Annotated[str, Field(max_length=10_000)]], Field(min_length=1, max_length=1000)]
 Weight = Annotated[float, Field(ge=-100, le=100)]
@@ -127,13 +129,31 @@ class WritingBody(Body):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = Field(
         None, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
     )
+    top_n_sigma: Annotated[float, Field(ge=-1, le=1000)] | None = None
+    xtc_probability: Annotated[float, Field(ge=0, le=1)] | None = None
+    xtc_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    dry_multiplier: Annotated[float, Field(ge=0, le=1000)] | None = None
+    dry_base: Annotated[float, Field(gt=0, le=1000)] | None = None
+    dry_allowed_length: Annotated[int, Field(ge=1)] | None = None
+    dry_penalty_last_n: Annotated[int, Field(ge=-1)] | None = None
+    dry_sequence_breakers: Annotated[list[Character], Field(max_length=128)] | None = None
+    mirostat: Annotated[int, Field(ge=0, le=2)] | None = None
+    mirostat_tau: Annotated[float, Field(ge=0, le=1000)] | None = None
+    mirostat_eta: Annotated[float, Field(ge=0, le=1000)] | None = None
+    samplers: Annotated[list[str], Field(max_length=16)] | None = None
+    temperature_last: bool | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     stop_token_ids: Annotated[list[Id], Field(max_length=128)] | None = None
     allowed_token_ids: Annotated[list[Id], Field(min_length=1)] | None = None
+    bad_words: Annotated[list[Word], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
     t_max_predict_ms: Annotated[int, Field(ge=0)] | None = None
+    logprobs_mode: Literal["raw", "processed", "raw_logprobs", "processed_logprobs"] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -9,6 +9,7 @@ What a text says depends on its prompt, options and seed alone: rows of a batch 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from textlstm.engine import Engine
 from textlstm.errors import BusyError, TextLSTMError, UsageError
 from textlstm.generation import Writer
-from textlstm.sampling import log_softmax, sample
+from textlstm.sampling import Row, log_softmax, probabilities, sample
 from textlstm.state import State
 
 LOG = logging.getLogger(__name__)
@@ -39,11 +40,15 @@ Point = tuple[NDArray[np.float32], State]  # logits (1, V) for the next token, a
 
 
 class Token(NamedTuple):
-    """A token with its log-probability under the model, before any sampling option; `top` is likeliest first."""
+    """A token with its log-probability under the model, before any sampling option; `top` is likeliest first.
+
+    `rank` is its place among all tokens, the likeliest being 1.
+    """
 
     id: int
     logprob: float | None = None
     top: Sequence[tuple[int, float]] = ()
+    rank: int | None = None
 
 
 class Repetition:
@@ -79,6 +84,8 @@ class Text:
         allowed: the only ids that may be drawn; None allows all.
         min_tokens: so many tokens are written before the text may end by the model's end or a stop id.
         repetition: arguments of the `Repetition` that ends the text; None lets it go in circles.
+        end_text: is shown where the model ends the document.
+        processed: whether log-probabilities are of what tokens were drawn from, with all options, and not the model's.
 
     Attributes:
         stopped_by: the stop string or stop id that ended it, or `repetition`, if one did.
@@ -96,27 +103,26 @@ class Text:
         allowed: Sequence[int] | None = None,
         min_tokens: int = 0,
         repetition: tuple[int, int, int] | None = None,
+        end_text: str = "",
+        processed: bool = False,
     ) -> None:
         self.writer, self.top, self.stop_ids, self.min_tokens = writer, top, stop_ids, min_tokens
+        self._end_text, self.processed = end_text, processed
         self.bias = None if not bias else (np.array(list(bias)), np.array(list(bias.values()), np.float32))
         self._repetition = None if repetition is None else Repetition(*repetition)
         self.stopped_by: str | int | None = None
         self.untold: list[str] = []
         self.untold_tokens: list[Token] = []
         self.fresh = False
-        self._banned = writer.row.banned
-        if allowed is not None:
-            self._banned = np.ones(writer.vocab_size, np.bool_)
-            self._banned[list(allowed)] = False
-            if writer.row.banned is not None:
-                self._banned |= writer.row.banned
-            writer.row.banned = self._banned
+        self._never_V = None if allowed is None else ~np.isin(np.arange(writer.vocab_size), list(allowed))
         if min_tokens > 0:
-            early = np.zeros(writer.vocab_size, np.bool_) if self._banned is None else self._banned.copy()
-            early[list(stop_ids)] = True
+            early_V = np.zeros(writer.vocab_size, np.bool_) if self._never_V is None else self._never_V.copy()
+            early_V[list(stop_ids)] = True
             if writer.boundary_id is not None:
-                early[writer.boundary_id] = True
-            writer.row.banned = early
+                early_V[writer.boundary_id] = True
+            writer.restrict(early_V)
+        elif self._never_V is not None:
+            writer.restrict(self._never_V)
 
     def push(self, id: int) -> str | None:
         """Takes a drawn token; returns why the text has ended, if it has."""
@@ -127,13 +133,15 @@ class Text:
             self.untold.append(writer.end("stop"))
             return writer.reason
         self.untold.append(writer.push(id))
+        if id == writer.boundary_id:
+            self.untold.append(self._end_text)
         if writer.reason is not None:
             self.stopped_by = writer.stopped_by
         elif self._repetition is not None and self._repetition.push(id):
             self.untold.append(writer.end("stop"))
             self.stopped_by = "repetition"
         elif writer.tokens == self.min_tokens:
-            writer.row.banned = self._banned
+            writer.restrict(self._never_V)
         return writer.reason
 
     def tell(self) -> tuple[str, list[Token]]:
@@ -435,8 +443,10 @@ class Scheduler:
         if not self._rows:
             return
         texts = [job.texts[number] for job, number in self._rows]
-        ids_B, errors = self._draw(texts)
-        self._measure(texts, ids_B)
+        logits_BV = self._biased(texts)
+        measured_BV = self._measured(texts, logits_BV)
+        ids_B, errors = _draw(logits_BV, [text.writer.row for text in texts])
+        _measure(texts, measured_BV, ids_B)
         alive = []
         for place, (text, id) in enumerate(zip(texts, ids_B.tolist(), strict=True)):
             try:
@@ -460,33 +470,26 @@ class Scheduler:
         if alive:
             self._logits_BV, self._state = self._engine.step(ids_B, self._state)
 
-    def _draw(self, texts: Sequence[Text]) -> tuple[NDArray[np.int64], dict[int, TextLSTMError]]:
-        """Ids (B,), and errors of the rows that none can be drawn for: they must not harm the others."""
+    def _biased(self, texts: Sequence[Text]) -> NDArray[np.float32]:
+        """Logits (B, V) with what requests add to them."""
         logits_BV = self._logits_BV
         if biased := [place for place, text in enumerate(texts) if text.bias is not None]:
             logits_BV = logits_BV.copy()
             for place in biased:
                 ids, values = texts[place].bias or ((), ())
                 logits_BV[place, ids] += values
-        rows = [text.writer.row for text in texts]
-        try:
-            return sample(logits_BV, rows), {}
-        except TextLSTMError:
-            ids_B, errors = np.zeros(len(rows), np.int64), {}
-            for place, row in enumerate(rows):
-                try:
-                    ids_B[place] = sample(logits_BV[place : place + 1], [row])[0]
-                except TextLSTMError as error:
-                    errors[place] = error
-            return ids_B, errors
+        return logits_BV
 
-    def _measure(self, texts: Sequence[Text], ids_B: NDArray[np.int64]) -> None:
-        """Notes the tokens of the texts that report theirs."""
-        if places := [place for place, text in enumerate(texts) if text.top is not None]:
-            tops = [texts[place].top or 0 for place in places]
-            measured = measure(self._logits_BV[places], ids_B[places], max(tops))
-            for place, top, token in zip(places, tops, measured, strict=True):
-                texts[place].untold_tokens.append(token._replace(top=token.top[:top]))
+    def _measured(self, texts: Sequence[Text], logits_BV: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (B, V) that log-probabilities are told of: the model's, or of what tokens are drawn from."""
+        measured_BV = self._logits_BV
+        if places := [place for place, text in enumerate(texts) if text.processed and text.top is not None]:
+            measured_BV = measured_BV.copy()
+            for place in places:
+                with np.errstate(divide="ignore"), contextlib.suppress(TextLSTMError):  # which the draw will meet
+                    row = texts[place].writer.row
+                    measured_BV[place] = np.log(probabilities(logits_BV[place : place + 1], [row])[0])
+        return measured_BV
 
     def _end(
         self, job: Job, number: int, reason: str | None = None, point: Point | None = None,
@@ -534,6 +537,29 @@ class Scheduler:
         self._notify(news)
 
 
+def _draw(logits_BV: NDArray[np.float32], rows: Sequence[Row]) -> tuple[NDArray[np.int64], dict[int, TextLSTMError]]:
+    """Ids (B,), and errors of the rows that none can be drawn for: they must not harm the others."""
+    try:
+        return sample(logits_BV, rows), {}
+    except TextLSTMError:
+        ids_B, errors = np.zeros(len(rows), np.int64), {}
+        for place, row in enumerate(rows):
+            try:
+                ids_B[place] = sample(logits_BV[place : place + 1], [row])[0]
+            except TextLSTMError as error:
+                errors[place] = error
+        return ids_B, errors
+
+
+def _measure(texts: Sequence[Text], logits_BV: NDArray[np.float32], ids_B: NDArray[np.int64]) -> None:
+    """Notes the tokens of the texts that report theirs."""
+    if places := [place for place, text in enumerate(texts) if text.top is not None]:
+        tops = [texts[place].top or 0 for place in places]
+        measured = measure(logits_BV[places], ids_B[places], max(tops))
+        for place, top, token in zip(places, tops, measured, strict=True):
+            texts[place].untold_tokens.append(token._replace(top=token.top[:top]))
+
+
 def measure(logits_NV: NDArray[np.float32], ids_N: NDArray[np.int64], top: int) -> list[Token]:
     """Log-probabilities of tokens, and of the likeliest at each place, under the model's own distribution.
 
@@ -543,14 +569,15 @@ def measure(logits_NV: NDArray[np.float32], ids_N: NDArray[np.int64], top: int) 
         top: number of likeliest tokens.
     """
     x_NV = log_softmax(logits_NV)
-    chosen = x_NV[np.arange(len(ids_N)), ids_N].tolist()
+    chosen_N1 = x_NV[np.arange(len(ids_N)), ids_N][:, None]
+    ranks, chosen = (1 + (x_NV > chosen_N1).sum(1)).tolist(), chosen_N1[:, 0].tolist()
     top = min(top, x_NV.shape[1])
     if top == 0:
-        return [Token(id, value) for id, value in zip(ids_N.tolist(), chosen, strict=True)]
+        return [Token(id, value, (), rank) for id, value, rank in zip(ids_N.tolist(), chosen, ranks, strict=True)]
     best_NK = np.argpartition(x_NV, -top, axis=1)[:, -top:]
     values_NK = np.take_along_axis(x_NV, best_NK, axis=1)
     order_NK = np.lexsort((best_NK, -values_NK), axis=1)  # of equal ones the lowest id first
     best = np.take_along_axis(best_NK, order_NK, axis=1).tolist()
     values = np.take_along_axis(values_NK, order_NK, axis=1).tolist()
     tops = [list(zip(*pair, strict=True)) for pair in zip(best, values, strict=True)]
-    return [Token(*row) for row in zip(ids_N.tolist(), chosen, tops, strict=True)]
+    return [Token(*row) for row in zip(ids_N.tolist(), chosen, tops, ranks, strict=True)]

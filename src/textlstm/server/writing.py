@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textlstm.config import PatternConfig, SamplingConfig
-from textlstm.errors import BusyError, UsageError
+from textlstm.errors import BusyError, ConfigError, UsageError
 from textlstm.generation import Limits
 from textlstm.generation.pattern import Pattern
-from textlstm.server.hub import Hub, Inbox, Served
+from textlstm.generation.words import BadWords
+from textlstm.server.hub import END, Hub, Inbox, Served
 from textlstm.server.protocol import ApiError, Body, RepetitionDetection, StructuredOutputs, WritingBody
 from textlstm.server.scheduler import Job, News, Point, Scheduler, Text, Token
 
@@ -36,6 +37,7 @@ class Entry(NamedTuple):
     offset: int
     logprob: float | None
     top: Sequence[tuple[int, float]]
+    rank: int | None
 
 
 class Transcript:
@@ -71,7 +73,7 @@ class Transcript:
         if reason == "end" and tokens and tokens[-1].id != self._end_id:
             tokens = tokens[:-1]  # the last one ended a complete pattern by leaving it, and is no part of the text
         for token in tokens:
-            self._hidden.append(Entry(token.id, self._decoded, token.logprob, token.top))
+            self._hidden.append(Entry(token.id, self._decoded, token.logprob, token.top, token.rank))
             if token.id < self._end_id:
                 self._decoded += len(self._decoder.decode(self._bytes(token.id)))
         certain = self._certain + (reason is not None and reason != "stop")
@@ -119,10 +121,12 @@ class Plan:
     best_of: int
     max_tokens: int
     top: int | None  # likeliest tokens to report; None reports no log-probabilities
+    prompt_top: int | None  # the same for the tokens of prompts, beside their echo
     stop: tuple[str, ...]
     seed: int
     sampling: SamplingConfig
     pattern: Pattern | None = None
+    bad_words: Sequence[str] = ()
     start: Point | None = None
     deadline: float | None = None
     seconds: float | None = None
@@ -148,6 +152,7 @@ class Work:
         self.started = time.monotonic()
         self.first_token: float | None = None  # seconds
         self._shows_tokens = plan.top is not None or plan.best_of > plan.n or bool(body.return_token_ids)
+        self._bad_words = BadWords(plan.bad_words, served.model.tokenizer) if plan.bad_words else None
         self.jobs = [self._job(ids) for ids in plan.prompts]
         self._places = {id(job): place for place, job in enumerate(self.jobs)}
         number = len(self.jobs) * plan.best_of
@@ -161,14 +166,15 @@ class Work:
         end = not self.body.ignore_eos
         limits = Limits(plan.max_tokens, None, plan.stop, end, bool(self.body.include_stop_str_in_output))
         top = 0 if plan.top is None and self._shows_tokens else plan.top
-        writers = model.writers(plan.best_of, plan.sampling, limits, plan.seed, plan.pattern)
+        writers = model.writers(plan.best_of, plan.sampling, limits, plan.seed, plan.pattern, self._bad_words)
         for writer in writers:
             writer.read(ids)
         texts = [Text(writer, top, **plan.text_options) for writer in writers]
         start = plan.start
-        if start is None and len(ids) and ids[0] == self.served.end_id:
-            start = self.served.blank  # the prompt says itself where its document begins
-        prompt_top = plan.top if plan.echoes is not None else None
+        if start is None and (self.body.add_special_tokens is False or (len(ids) and ids[0] == self.served.end_id)):
+            start = self.served.blank  # the prompt says itself where its document begins, if it does
+        wanted = [top for top in (plan.top if plan.echoes is not None else None, plan.prompt_top) if top is not None]
+        prompt_top = max(wanted, default=None)
         keep = self.body.save_state is not None
         return Job(
             self.inbox, ids, texts, start, prompt_top, keep, deadline=plan.deadline, seconds=plan.seconds
@@ -188,6 +194,23 @@ class Work:
         """The usage object."""
         prompt, written = self.prompt_tokens, self.written_tokens
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+
+    def timings(self) -> dict[str, float]:
+        """How fast it went, in llama.cpp's words; waiting counts as reading."""
+        read, told = self.inbox.read or self.started, self.inbox.told or self.started
+        made: dict[str, float] = {}
+        parts = (("prompt", self.prompt_tokens, read - self.started), ("predicted", self.written_tokens, told - read))
+        for name, number, seconds in parts:
+            made |= {
+                f"{name}_n": number, f"{name}_ms": round(1000 * seconds, 3),
+                f"{name}_per_token_ms": round(1000 * seconds / max(number, 1), 4),
+                f"{name}_per_second": round(number / max(seconds, 1e-6), 1),
+            }  # fmt: skip
+        return made
+
+    def prompt_entries(self, choice: Transcript) -> Sequence[Entry]:
+        """The tokens of a choice's prompt."""
+        return self._prompts[choice.index // self.plan.n].entries
 
     def submit(self) -> None:
         """Hands the jobs to the scheduler.
@@ -250,16 +273,22 @@ class Work:
         """News of a prompt: its tokens, and at its end the echo of it in each of its choices."""
         place = self._places[id(news.job)]
         self._prompts[place].take("", news.tokens)
-        if news.reason != "read" or self.plan.echoes is None:
+        if news.reason != "read":
             return
-        text = self.plan.echoes[place]
+        text = "" if self.plan.echoes is None else self.plan.echoes[place]
         prompt = self._prompts[place]
         prompt.close(text)
         if prompt.entries:  # nothing precedes the first token, says the contract
             prompt.entries[0] = prompt.entries[0]._replace(logprob=None, top=())
+        if self.plan.echoes is None:
+            return
         for choice in self._written[place * self.plan.best_of : (place + 1) * self.plan.best_of]:
             choice.begin(text)
-            _merge(pieces, Piece(choice, text, prompt.entries))
+            _merge(pieces, Piece(choice, text, self._echoed(prompt)))
+
+    def _echoed(self, prompt: Transcript) -> list[Entry]:
+        """The tokens of a prompt as they stand before those of its texts."""
+        return [entry._replace(top=entry.top[: self.plan.top or 0]) for entry in prompt.entries]
 
     def _choose(self) -> None:
         """Keeps the best of the texts of each prompt, and puts the echo of the prompt's tokens before them."""
@@ -274,7 +303,7 @@ class Work:
                 choice.index = index
         if self.plan.echoes is not None:
             for choice in self.choices:
-                choice.entries = self._prompts[choice.index // n].entries + choice.entries
+                choice.entries = self._echoed(self._prompts[choice.index // n]) + choice.entries
 
     async def _save(self, point: Point) -> None:
         name = str(self.body.save_state)
@@ -336,6 +365,9 @@ async def plan_writing(
     require(len(prompts) <= settings.max_prompts, f"at most {settings.max_prompts} prompts in a request", "prompt")
     require(asked["max_tokens"] <= most, f"max_tokens must be at most {most}", "max_tokens")
     require(top is None or top <= settings.max_logprobs, f"at most {settings.max_logprobs} logprobs", "logprobs")
+    most_top, prompt_top = settings.max_logprobs, body.prompt_logprobs
+    require(prompt_top is None or prompt_top <= most_top, f"at most {most_top} logprobs", "prompt_logprobs")
+    require(not (body.stream and prompt_top is not None), "only for answers that are not streamed", "prompt_logprobs")
     require(body.save_state is None or len(prompts) == 1, "only for requests with one prompt", "save_state")
     ids = [await _prompt(hub, served, body, prompt) for prompt in prompts]
     if body.save_state is not None:
@@ -345,15 +377,17 @@ async def plan_writing(
     stop = () if body.stop is None else (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     return Plan(
         prompts=ids,
-        echoes=[_shown(served, p, i) for p, i in zip(prompts, ids, strict=True)] if asked.get("echo") else None,
+        echoes=[_shown(served, body, p, i) for p, i in zip(prompts, ids, strict=True)] if asked.get("echo") else None,
         n=n,
         best_of=best_of,
         max_tokens=asked["max_tokens"],
         top=top,
+        prompt_top=prompt_top,
         stop=(*stop, *(asked.get("stop", ()) if pattern is None or pattern.open else ())),
         seed=secrets.randbits(31) if body.seed is None else body.seed % 2**64,
         sampling=_sampling(body),
         pattern=pattern,
+        bad_words=tuple(body.bad_words or ()),
         start=await starting_point(hub, served, body.state),
         deadline=time.monotonic() + settings.timeout,
         seconds=body.t_max_predict_ms / 1000 if body.t_max_predict_ms else None,  # 0 is off, as in llama.cpp
@@ -362,12 +396,12 @@ async def plan_writing(
 
 
 async def prepare(hub: Hub, served: Served, body: WritingBody, plan: Plan) -> Work:
-    """The work of a request; where texts have a pattern it is made in another thread, since that may take a second.
+    """The work of a request; where texts have a pattern or bad words, in another thread, since that may take a second.
 
     Raises:
         ApiError: the pattern takes more than the texts may have.
     """
-    if plan.pattern is None:
+    if plan.pattern is None and not plan.bad_words:
         return Work(hub, served, body, plan)
     try:
         return await asyncio.to_thread(Work, hub, served, body, plan)
@@ -393,8 +427,11 @@ async def _prompt(hub: Hub, served: Served, body: Body, prompt: str | list[int])
     return ids
 
 
-def _shown(served: Served, prompt: str | list[int], ids: Ids) -> str:
-    return prompt if isinstance(prompt, str) else served.model.tokenizer.decode(ids)
+def _shown(served: Served, body: WritingBody, prompt: str | list[int], ids: Ids) -> str:
+    """A prompt as text, with the document boundary where that was asked for."""
+    if isinstance(prompt, str):
+        return prompt
+    return served.decode(ids, show_end=body.skip_special_tokens is False)
 
 
 async def starting_point(hub: Hub, served: Served, state: str | dict[str, float] | None) -> Point | None:
@@ -416,8 +453,22 @@ def _sampling(body: WritingBody) -> SamplingConfig:
         "temperature": body.temperature, "top_p": body.top_p, "min_p": body.min_p, "typical_p": body.typical_p,
         "top_k": None if body.top_k is None else max(body.top_k, 0), "presence_penalty": body.presence_penalty,
         "frequency_penalty": body.frequency_penalty, "repetition_penalty": body.repetition_penalty,
+        "top_n_sigma": body.top_n_sigma, "xtc_probability": body.xtc_probability, "xtc_threshold": body.xtc_threshold,
+        "dry_multiplier": body.dry_multiplier, "dry_base": body.dry_base, "mirostat": body.mirostat,
+        "dry_allowed_length": body.dry_allowed_length, "mirostat_tau": body.mirostat_tau,
+        "mirostat_eta": body.mirostat_eta, "temperature_last": body.temperature_last,
+        "samplers": None if body.samplers is None else ";".join(body.samplers),
+        "dry_breakers": None if body.dry_sequence_breakers is None else "".join(body.dry_sequence_breakers),
     }  # fmt: skip
-    return SamplingConfig(**{"temperature": 1.0, **{key: value for key, value in given.items() if value is not None}})
+    if body.dry_penalty_last_n is not None:
+        given["dry_penalty_last_n"] = min(body.dry_penalty_last_n, SamplingConfig.DRY_MOST)
+    require(body.mirostat != 1, "mirostat 1 is not served; 2 is its successor", "mirostat")
+    try:
+        return SamplingConfig(
+            **{"temperature": 1.0} | {key: value for key, value in given.items() if value is not None}
+        )
+    except ConfigError as error:
+        raise ApiError(400, str(error), "samplers") from error
 
 
 async def _pattern(served: Served, body: WritingBody) -> Pattern | None:
@@ -457,6 +508,8 @@ def _text_options(served: Served, body: WritingBody) -> dict[str, Any]:
         "allowed": body.allowed_token_ids,
         "min_tokens": 0 if body.min_tokens is None else body.min_tokens,
         "repetition": _repetition(body.repetition_detection),
+        "end_text": END if body.skip_special_tokens is False and body.include_stop_str_in_output else "",
+        "processed": body.logprobs_mode in ("processed", "processed_logprobs"),
     }
 
 
