@@ -38,7 +38,11 @@ class Site:
             answer = connection.getresponse()
             content = answer.read()
             kind = answer.headers.get("content-type", "")
-            return answer.status, answer.headers, json.loads(content) if "json" in kind else content.decode()
+            return (
+                answer.status,
+                answer.headers,
+                json.loads(content) if "json" in kind and content else content.decode(),
+            )
 
     def post(self, path, body, status=200, **headers):
         got, _, content = self.request("POST", path, body, headers)

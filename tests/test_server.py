@@ -549,7 +549,14 @@ def test_time_limit_of_a_request(site):
     )
 
 
+@pytest.mark.parametrize("path", ["/", "/page/app.js", "/health", "/v1/models"])
+def test_heads(site, path):
+    status, headers, content = site.request("HEAD", path)
+    assert (status, content) == (200, "") and int(headers["content-length"]) > 0
+
+
 def test_odd_requests(site):
+    assert site.request("HEAD", "/v1/completions")[0] == 405 and site.request("HEAD", "/nowhere")[0] == 404
     assert error(site.get("/nowhere", 404))["type"] == "not_found_error"
     status, headers, content = site.request("GET", "/v1/completions")
     assert status == 405 and headers["allow"] == "POST" and error(content)

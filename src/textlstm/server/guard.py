@@ -65,14 +65,15 @@ class Guard:
                     out[name] = value
             await send(message)
 
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope  # the server leaves the body out
         try:
             self._check(scope, headers)
-            await self._app(scope, _Body(receive, self._settings.max_body), answer)
+            await self._app(inner, _Body(receive, self._settings.max_body), answer)
         except ApiError as error:
             await send_error(error, answer)
         finally:
             seconds = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", "-")  # never the path itself: it is the client's text
+            route = getattr(inner.get("route"), "path", "-")  # never the path itself: it is the client's text
             self._observe(route, status, seconds, line)
             fields = {"event": "request", "method": scope["method"] if route != "-" else "-", "route": route}
             LOG.info("request", extra={"fields": {**fields, "status": status, "ms": round(seconds * 1e3, 1), **line}})
