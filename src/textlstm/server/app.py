@@ -122,7 +122,7 @@ def _drain_on_signals(hub: Hub) -> None:
                 count, grace = next(signals), hub.settings.grace
                 hub.drain(grace if count == 1 else 0.0)
                 if count == 1:
-                    fields = {"event": "ending", "seconds_left": grace, "again": "ends what runs at once"}
+                    fields = {"event": "ending", "seconds_left": grace, "hint": "Ctrl-C again ends what still runs"}
                     LOG.warning("ending", extra={"fields": fields})
                 if callable(before) and count != 2:  # the server's own second time would tear streams off
                     before(n, frame)
