@@ -31,7 +31,7 @@ def pose(page: Page, url: str) -> None:
         else:
             page.locator(".token").nth(pick).click()
             page.locator("#peek button").nth(1).click()
-        page.locator("#status", has_text="tokens in").wait_for()
+        page.locator("#status", has_text="made at").wait_for()
     page.locator("#xray-form button").click()
     page.locator("canvas").first.wait_for()
     page.locator(".token").nth(10).hover()

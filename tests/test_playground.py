@@ -60,7 +60,7 @@ def write(page, prompt=None, seed=5):
 
 
 def done(page):
-    page.locator("#status", has_text=re.compile("tokens in|Stopped")).wait_for()
+    page.locator("#status", has_text=re.compile("tokens?, made at|Stopped")).wait_for()
     page.locator("#write").wait_for()
     return written(page)
 

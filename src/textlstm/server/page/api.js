@@ -28,7 +28,7 @@ export const remove = async (path) => (await request("DELETE", path)).json();
 
 // The chunks of a streamed completion, as they come.
 export async function* complete(body, signal) {
-  const answer = await request("POST", "v1/completions", { ...body, stream: true }, signal);
+  const answer = await request("POST", "v1/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {

@@ -75,17 +75,18 @@ async function write(node = tree.grow(tree.current)) {
   editing = false;
   if (document.activeElement.matches(TYPED_INTO)) element("text").focus(); // so that single keys work
   show();
-  const started = performance.now();
   let reason = null;
+  let speed = null;
   try {
     for await (const token of typed(tokens({ ...node.asked, logprobs: alternatives() }, control.signal), control.signal)) {
       if (token.reason) reason = token.reason;
+      else if (token.speed) speed = Math.round(token.speed).toLocaleString("en");
       else node.tokens.push(token);
       view.show(tree.tokens());
     }
-    const seconds = (performance.now() - started) / 1000;
     const number = node.tokens.length - kept;
-    say(`${number} tokens in ${seconds.toFixed(1)} s, seed ${node.asked.seed}${reason === "stop" ? "; it ended here" : ""}.`);
+    const made = `${number} ${number === 1 ? "token" : "tokens"}, made at ${speed} a second`;
+    say(`${made}; seed ${node.asked.seed}${reason === "stop" ? "; the text ended here" : ""}.`);
   } catch (error) {
     if (error.name !== "AbortError") fail(error);
     else say(`Stopped after ${node.tokens.length - kept} tokens.`);
@@ -100,6 +101,10 @@ async function* tokens(body, signal) {
   let text = [];
   let begun = null;
   for await (const chunk of complete(body, signal)) {
+    if (!chunk.choices.length) {
+      yield { speed: chunk.timings.predicted_per_second }; // the model's, whatever the pace it is shown at
+      continue;
+    }
     const choice = chunk.choices[0];
     const { tokens: names, text_offset: offsets, token_logprobs, top_logprobs } = choice.logprobs;
     text = text.concat(Array.from(choice.text));
