@@ -458,6 +458,17 @@ def test_compress_commands(files, run, tmp_path, no_lzma):
 def test_generate_learns_only_from_a_conversation(files, run):
     done = run("generate", files[0], "--learn")
     assert done.code == 2 and "--interactive" in done.err
+    done = run("generate", files[0], "--learn-rate", "1e-3")
+    assert done.code == 2 and "goes with --learn" in done.err
+
+
+def test_each_command_says_what_it_learns_from(run):
+    told = {name: " ".join(run(name, "--help").out.split()) for name in ("score", "compress", "generate")}
+    assert "without the text that is scored: memories read it first" in told["score"]
+    assert "without the data that is compressed: memories read it first" in told["compress"]
+    assert "With --interactive: learn from what you type" in told["generate"]
+    assert "memories" not in told["generate"]  # there, weights learn alone
+    assert "--sample-chars" not in told["score"]  # a text that is scored is read whole
 
 
 def test_a_conversation_learns(files, tmp_path):

@@ -19,7 +19,7 @@ _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 @click.argument("source", metavar="IN", type=_SOURCE)
 @click.argument("out")
 @click.option("--lanes", type=click.IntRange(1, 4096), default=1, help="Parts side by side: faster.  [default: 1]")
-@learning_options
+@learning_options("the data that is compressed")
 @common_options
 def compress_(model: str, source: str, out: str, lanes: int, as_json: bool, quiet: bool, **learning: Any) -> None:
     """Compress the file IN with MODEL into OUT; '-' is standard input or output.

@@ -55,15 +55,26 @@ def common_options(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")(command)
 
 
-def learning_options(command: Command) -> Command:
-    """Options of the commands that can learn while they read."""
-    command = options_of(LearnConfig)(command)
-    command = click.option(
-        "--learn-from",
-        help="With --learn: what the model was trained on (file or corpus, without the text that is scored): memories "
-        "read it first, and gradients are measured on it.",
-    )(command)
-    return click.option("--learn", is_flag=True, help="Learn from what was read (dynamic evaluation).")(command)
+def learning_options(what: str, memories: bool = True, when: str = "") -> Callable[[Command], Command]:
+    """Options of a command that can learn.
+
+    Args:
+        what: that it learns from.
+        memories: whether memories take part, or the weights alone.
+        when: a condition of all this, in words.
+    """
+
+    def decorate(command: Command) -> Command:
+        command = options_of(LearnConfig, skip=[] if memories else ["learn_memories"])(command)
+        first = f", without {what}: memories read it first, and" if memories else ":"
+        command = click.option(
+            "--learn-from",
+            help=f"With --learn: what the model was trained on, a file or corpus{first} gradients are measured on it.",
+        )(command)
+        learn = f"{when}learn from {what} (dynamic evaluation)."
+        return click.option("--learn", is_flag=True, help=learn[0].upper() + learn[1:])(command)
+
+    return decorate
 
 
 def learner_of(

@@ -26,6 +26,11 @@ from textlstm.cli.options import (
     statistics_of,
 )
 
+_OF_TRAINING = [
+    "val_fraction", "val_chars", "val", "max_val_chars", "dev_fraction", "max_dev_chars",
+    "sample_chars", "sample_seed",
+]  # fmt: skip
+
 
 @click.command(short_help="Score texts: nats, bits, perplexity.")
 @click.argument("model")
@@ -40,8 +45,8 @@ from textlstm.cli.options import (
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML file.")
 @click.option("--context", help="Text that is read first and not scored: the end of the training text, say.")
 @click.option("--engine", type=click.Choice(ENGINES), default="onnx", show_default=True, help="What computes.")
-@learning_options
-@options_of(CorpusConfig, skip=["val_fraction", "val_chars", "val", "dev_fraction", "max_val_chars", "max_dev_chars"])
+@learning_options("the text that is scored")
+@options_of(CorpusConfig, skip=_OF_TRAINING)
 @common_options
 def score(
     model: str, files: tuple[str, ...], protocol: str, lanes: int, context: str | None, copy_source: str | None,

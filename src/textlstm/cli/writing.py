@@ -52,7 +52,7 @@ from textlstm.config import ENGINES, LearnConfig, PatternConfig, SamplingConfig
 @options_of(PatternConfig, skip=["choices"])
 @click.option("--beams", type=int, help="Look for the likeliest text by beam search, with this many beginnings.")
 @click.option("--interactive", "-i", is_flag=True, help="Write together: type texts and commands, /help lists them.")
-@learning_options
+@learning_options("what you type", memories=False, when="with --interactive: ")
 @click.option("--best-of", type=int, help="Write this many texts and keep the likeliest, by the mean over its tokens.")
 @common_options
 def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any) -> None:
@@ -82,7 +82,9 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     limits = Limits(**ends)
     prompt = _prompt(prompt)
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
-    loaded = Model.load(model, values["engine"], values["threads"])
+    if values["learn"] and not values["interactive"]:
+        raise click.BadParameter("goes with --interactive: it learns from what you type", param_hint="--learn")
+    loaded, learn = learner_of(Model.load(model, values["engine"], values["threads"]), values, quiet)
     index = _copy_index(model, values["copy_source"], values["max_copy"] is not None, quiet)
     guard = loaded.copy_guard(values["max_copy"], index)
     if values["interactive"]:
@@ -90,13 +92,10 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
             raise click.UsageError(
                 "--interactive writes one text at a time: leave out --json, --n, --beams, --best-of"
             )
-        loaded, learn = learner_of(loaded, values, quiet)
         copies = {"max_copy": values["max_copy"], "copy_source": index}
         find = functools.partial(_copy_index, model, limited=True, quiet=quiet)
         _converse(loaded, prompt, sampling, {**ends, **pattern.to_dict(), **copies}, seed, quiet, learn, find)
         return
-    if values["learn"]:
-        raise click.BadParameter("goes with --interactive: it learns from what you write", param_hint="--learn")
     engine = loaded.engine
     number = values["n"] if best_of is None else best_of
     writers = loaded.writers(number, sampling, limits, seed, loaded.pattern(pattern), guard)
