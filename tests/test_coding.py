@@ -9,6 +9,7 @@ import math
 import random
 import sys
 import zlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -373,10 +374,17 @@ def test_impossible_lanes(lanes):
 
 def test_the_smallest_method_is_taken():
     coder = skewed_coder()
-    assert coding.compress(SKEWED, coder).method == "model"
-    assert coding.compress(b"a" * 5000, coder).method == "lzma"
-    assert coding.compress(random.Random(2).randbytes(500), coder).method == "stored"
-    assert coding.compress(b"", coder) == coding.Compressed(coding._framed(0, b"", b""), "stored")
+    alone = replace(coder, tokenizer=CharTokenizer("abcd", byte_fallback=False))
+    for data, one, method, why in (
+        (SKEWED, coder, "model", ""),
+        (b"a" * 5000, coder, "lzma", "the model would make it longer"),
+        (random.Random(2).randbytes(500), coder, "stored", "the model would make it longer"),
+        (b"", coder, "stored", "it is empty"),
+        (b"xyz" * 100, alone, "lzma", "the model's tokenizer cannot write it"),
+    ):
+        done = coding.compress(data, one)
+        assert (done.method, coding.method_of(done.data), done.why) == (method, method, why)
+    assert coding.compress(b"", coder).data == coding._framed(0, b"", b"")
 
 
 # --- the model's identity --------------------------------------------------------------------------------------------
@@ -401,14 +409,20 @@ def test_identity_is_of_what_computes(tmp_path):
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
+class Keyboard(io.TextIOWrapper):
+    """Standard input, which may be a terminal."""
+
+
 @pytest.fixture
 def run(monkeypatch, capsysbinary, tmp_path):
     monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str, stdin: bytes = b"") -> SimpleNamespace:
+    def call(*arguments: str, stdin: bytes = b"", terminal: bool = False) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["textlstm", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "stdin", Keyboard(io.BytesIO(stdin)))
+        for stream in (sys.stdin, sys.stderr):
+            monkeypatch.setattr(stream, "isatty", lambda: terminal)
         capsysbinary.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -439,6 +453,30 @@ def test_commands_round_trip(run, small, tmp_path, sonnet):
     assert piped.out == (tmp_path / "out.tlz").read_bytes()
     wrong = run("decompress", "out.tlz", "no", "--model", small)
     assert wrong.code == 1 and "another model" in wrong.err and not (tmp_path / "no").exists()
+
+
+def test_commands_say_what_was_not_used(run, tmp_path):
+    (tmp_path / "in").write_bytes(b"a" * 5000)
+    done = run("compress", "shakespeare", "in", "out.tlz")
+    assert done.code == 0 and "method lzma (the model would make it longer)" in done.err
+    done = run("decompress", "out.tlz", "back", "--model", "no-such", "--learn-from", "nor-this")
+    assert done.code == 0 and (tmp_path / "back").read_bytes() == b"a" * 5000
+    assert "--model no-such is not used" in done.err and "--learn-from nor-this is not used" in done.err
+    assert not run("decompress", "out.tlz", "back", "--model", "no-such", "--quiet").err
+
+
+@pytest.mark.parametrize("command", [["compress", "shakespeare"], ["decompress"]])
+def test_somebody_is_asked_before_a_file_is_replaced(run, tmp_path, command):
+    (tmp_path / "in").write_bytes(coding.compress(b"xyz", skewed_coder()).data)
+    (tmp_path / "old").write_bytes(b"precious")
+    asked = run(*command, "in", "old", stdin=b"n\n", terminal=True)
+    assert asked.code == 2 and "old exists; replace it?" in asked.err and "stays" in asked.err
+    assert (tmp_path / "old").read_bytes() == b"precious"
+    done = run(*command, "in", "old", stdin=b"y\n", terminal=True)
+    assert done.code == 0 and (tmp_path / "old").read_bytes() != b"precious"
+    assert "replace" not in run(*command, "in", "old", "--force", terminal=True).err
+    done = run(*command, "in", "old")  # a script is not asked
+    assert done.code == 0 and "replace" not in done.err
 
 
 def test_a_model_in_the_cache_is_found(run, tmp_path):

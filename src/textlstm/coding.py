@@ -125,12 +125,14 @@ class Compressed:
         data: the file.
         method: one of `METHODS`.
         tokens, lanes: ids of the text and lanes that they were coded in; 0 without the model.
+        why: the model was not taken, in words; empty if it was.
     """
 
     data: bytes
     method: str
     tokens: int = 0
     lanes: int = 0
+    why: str = ""
 
 
 def compress(data: bytes, coder: Coder, lanes: int = 1, progress: Progress = no_progress) -> Compressed:
@@ -150,6 +152,7 @@ def compress(data: bytes, coder: Coder, lanes: int = 1, progress: Progress = no_
     lzma2 = lzma.compress(data, lzma.FORMAT_RAW, filters=_LZMA2)
     method, best = (LZMA, lzma2) if len(lzma2) < len(data) else (STORED, data)
     ids = coder.tokenizer.encode(bytes_to_text(data))
+    why = "the model's tokenizer cannot write it" if data else "it is empty"
     if len(ids) and coder.tokenizer.decode_bytes(ids) == data:
         lanes, length = lane_shape(len(ids), lanes)
         of_model = LEARNING if coder.settings else MODEL
@@ -163,7 +166,24 @@ def compress(data: bytes, coder: Coder, lanes: int = 1, progress: Progress = no_
             coded = head + writer.finish()
             if len(coded) < len(best):
                 return Compressed(_framed(of_model, data, coded), METHODS[of_model], len(ids), lanes)
-    return Compressed(_framed(method, data, best), METHODS[method])
+        why = "the model would make it longer"
+    return Compressed(_framed(method, data, best), METHODS[method], why=why)
+
+
+def method_of(data: bytes) -> str:
+    """How a file was compressed, one of `METHODS`.
+
+    Raises:
+        CodingError: it is something else, damaged, or too new.
+    """
+    if data[: len(MAGIC)] != MAGIC or len(data) < HEAD_BYTES:
+        raise CodingError("this is not a file of textlstm compress, or it is cut off")
+    version, method = divmod(data[3], 16)
+    if version != VERSION or method >= len(METHODS):
+        raise CodingError(f"its format is {version}.{method}, which this textlstm does not know; upgrade it")
+    if binascii.crc_hqx(data[6:], 0).to_bytes(2, "little") != data[4:6]:
+        raise CodingError("the file is damaged: its checksum is wrong; take another copy")
+    return METHODS[method]
 
 
 def decompress(data: bytes, find: Callable[[str], Coder], progress: Progress = no_progress) -> bytes:
@@ -178,13 +198,7 @@ def decompress(data: bytes, find: Callable[[str], Coder], progress: Progress = n
         CodingError: the file is something else, damaged, too new, or of another model, or this machine computes
             differently from the one that wrote it.
     """
-    if data[: len(MAGIC)] != MAGIC or len(data) < HEAD_BYTES:
-        raise CodingError("this is not a file of textlstm compress, or it is cut off")
-    version, method = divmod(data[3], 16)
-    if version != VERSION or method >= len(METHODS):
-        raise CodingError(f"its format is {version}.{method}, which this textlstm does not know; upgrade it")
-    if binascii.crc_hqx(data[6:], 0).to_bytes(2, "little") != data[4:6]:
-        raise CodingError("the file is damaged: its checksum is wrong; take another copy")
+    method = METHODS.index(method_of(data))
     coded = data[HEAD_BYTES:]
     if method in (MODEL, LEARNING):
         content = _read(coded, find, progress, method == LEARNING)
@@ -217,8 +231,8 @@ def _read(coded: bytes, find: Callable[[str], Coder], progress: Progress, learnt
     coder = find(identity)
     if not coder.identity.startswith(identity):
         raise CodingError(
-            f"it was written with another model: the file asks for {identity}…, this one is "
-            f"{coder.identity[: 2 * IDENTITY_BYTES]}…; name the right one with --model"
+            f"it was written with another model: its identity begins with {identity}, that of this one with "
+            f"{coder.identity[: 2 * IDENTITY_BYTES]}; name the right one with --model, or none if it is one that ships"
         )
     if learnt:
         coder = _that_learnt(coder, settings)
