@@ -9,6 +9,7 @@ import lzma
 import math
 import re
 import sys
+import time
 from html import unescape
 
 import numpy as np
@@ -26,6 +27,7 @@ from textlstm.errors import UsageError
 from textlstm.metrics import token_nats
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, write_model
+from textlstm.report import ScoreView
 from textlstm.scoring import baselines, calibration, fixed_baselines, ngram_bits, pieces, positions, read_closely
 from textlstm.scoring.show import show, write_csv, write_html
 from textlstm.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
@@ -261,6 +263,19 @@ def test_terminal(report):
     for part in ("cold-256", "PPMd", "learn as they read", "most surprising words", "calibration error", "<script>"):
         assert part in text
     assert "\u2028" not in text
+    narrow = Console(file=io.StringIO(), width=60)
+    show(report, narrow)
+    assert "…" not in narrow.file.getvalue().partition("tokens read before")[2]
+
+
+def test_progress_is_told_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("textlstm.report._EVERY", 0.01)
+    for quiet in (False, True):
+        with ScoreView(quiet) as view:
+            view.progress("a [b] file")(1, 4)
+            time.sleep(0.2)
+        out, err = capsys.readouterr()
+        assert not out and ("a [b] file: 25 %" in err) != quiet
 
 
 def test_html_shows_text_and_runs_nothing(report, tmp_path):
@@ -305,8 +320,9 @@ def test_score_writes_the_report(tmp_path, monkeypatch, capsys):
     answer = json.loads(out.splitlines()[-1])
     assert code == 0 and answer["protocols"]["stream"]["nats"] == pytest.approx(answer["nats"], rel=1e-6)
     assert (tmp_path / "a.csv").exists() and (tmp_path / "a.html").exists()
-    code, out, _ = run("score", "m.safetensors", "-", "--report", stdin=TEXT.encode())
-    assert code == 0 and "most surprising lines" in out
+    code, out, _ = run("score", "m.safetensors", "-", "--report", "--html", "b.html", stdin=TEXT.encode())
+    assert code == 0 and "most surprising lines" in out and "standard input:1" in out
+    assert "reads standard input</title>" in (tmp_path / "b.html").read_text()
     assert run("score", "m.safetensors", "a.txt", "--html", "no/a.html")[0] == 2
     assert "protocols" not in json.loads(run("score", "m.safetensors", "a.txt", "--json")[1].splitlines()[-1])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,31 +20,48 @@ from textlstm.metrics import Score
 from textlstm.model_file import ModelFile
 
 SCOREBOARD = "scoreboard"  # in a model's card
+_EVERY = 10.0  # seconds between two lines of progress where there is no bar
 UNITS = ("nats/char", "bits/char", "bits/byte")
 
 
 class ScoreView:
-    """A progress bar on standard error, then a table on standard output.
+    """Progress on standard error, a bar on a terminal and else a line now and then; a table on standard output.
 
     Args:
         quiet: show no progress.
     """
 
     def __init__(self, quiet: bool) -> None:
-        console = Console(stderr=True)
-        self._bar = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
+        self._console = Console(stderr=True)
+        terminal = self._console.is_terminal
+        self._bar = Progress(console=self._console, transient=True, disable=quiet or not terminal)
+        self._lines = not (quiet or terminal)
+        self._ended = threading.Event()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._bar)
+        if self._lines:
+            teller = threading.Thread(target=self._tell, daemon=True)
+            teller.start()
+            self._stack.callback(teller.join)
+            self._stack.callback(self._ended.set)
         return self
+
+    def _tell(self) -> None:
+        """Says now and then how far it is, however long one step of the work takes."""
+        began = time.monotonic()
+        while not self._ended.wait(_EVERY):
+            for task in self._bar.tasks[-1:]:
+                told = f"{task.fields['title']}: {task.percentage:.0f} %, {time.monotonic() - began:.0f} s"
+                self._console.print(told, markup=False, highlight=False, soft_wrap=True)
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
     def progress(self, name: str) -> Callable[[int, int], None]:
         """A callback that shows how much of a file is read."""
-        task = self._bar.add_task(escape(name))
+        task = self._bar.add_task(escape(name), title=name)
         return lambda done, total: self._bar.update(task, completed=done, total=total)
 
     def table(self, scores: Sequence[tuple[str, Score]], total: Score) -> None:

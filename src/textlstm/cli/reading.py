@@ -68,7 +68,7 @@ def score(
     textlstm score runs/my-text-1 chapter.txt --learn
     """
     from textlstm import metrics
-    from textlstm.corpus import read_sources
+    from textlstm.corpus import read_sources, source_title
     from textlstm.model import Model
     from textlstm.report import ScoreView, output
     from textlstm.scoring.show import show, write_files
@@ -94,7 +94,7 @@ def score(
     total = metrics.total([one for _, one in scores])
     novelty = [] if index is None else [(name, index.novelty("\n".join(text))) for name, text in texts]
     if report is not None:
-        write_files(report, csv, html, f"{Path(model).name} reads {', '.join(files)}")
+        write_files(report, csv, html, f"{Path(model).name} reads {', '.join(map(source_title, files))}")
     if as_json:
         answer = {**total.to_dict(), "model": model, **({} if report is None else report.to_dict())}
         if learn is not None:
@@ -115,10 +115,10 @@ def score(
 
 def _by_file(source: str, documents: Iterable[Document]) -> list[tuple[str, list[str]]]:
     """A source and its texts; of a folder or pattern each file."""
-    from textlstm.corpus import CORPORA
+    from textlstm.corpus import CORPORA, source_title
 
     if Path(source).is_file() or source == "-" or source in CORPORA:
-        return [(source, [document.text for document in documents])]
+        return [(source_title(source), [document.text for document in documents])]
     found: dict[str, list[str]] = {}
     for document in documents:
         place, _, number = document.name.rpartition(":")  # a record has its line behind the name of its file

@@ -23,7 +23,17 @@ from textlstm.corpus.document import Document
 from textlstm.corpus.encoding import encode_part
 from textlstm.corpus.lanes import Batch, LaneReader, steps_per_epoch
 from textlstm.corpus.named import CORPORA, LoadedCorpus, cache_dir
-from textlstm.corpus.sources import Piece, Rows, Source, absolute, as_documents, describe, find_sources, read_sources
+from textlstm.corpus.sources import (
+    Piece,
+    Rows,
+    Source,
+    absolute,
+    as_documents,
+    describe,
+    find_sources,
+    read_sources,
+    source_title,
+)
 from textlstm.corpus.store import StoredPart, find_text, store_text
 from textlstm.errors import CorpusError
 from textlstm.files import write_atomically
@@ -45,6 +55,7 @@ __all__ = [
     "read_corpus",
     "read_sources",
     "steps_per_epoch",
+    "source_title",
 ]
 
 MIN_TRAIN_CHARS = 100

@@ -140,6 +140,11 @@ def as_documents(pieces: Iterable[Piece]) -> tuple[Document, ...]:
     return tuple(Document(name, "".join(texts)) for name, texts in documents)
 
 
+def source_title(source: str) -> str:
+    """What a source is called in a report."""
+    return _STDIN if source == "-" else source
+
+
 def absolute(source: str) -> str:
     """A source as it is found from any folder; standard input and named corpora stay as they are."""
     named = not Path(source).exists() and find(source) is not None

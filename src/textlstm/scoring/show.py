@@ -35,14 +35,14 @@ def show(report: Report, console: Console, number: int = 10) -> None:
             table.add_row(f"{piece.nats:.1f}", f"{piece.nats_per_char:.2f}", where, Text(_printable(piece.text)))
         console.print(table)
         console.print()
-    table = Table("tokens read before", *(f"{p['first']}-{p['last']}" for p in report.positions), box=None)
-    table.add_row("nats per token", *(f"{p['nats']:.2f}" for p in report.positions))
+    table = Table("tokens read before", "nats per token", box=None)
+    for position in report.positions:
+        table.add_row(f"{position['first']}-{position['last']}", f"{position['nats']:.2f}")
     console.print(table)
     console.print(f"\ncalibration error {report.calibration_error:.4f}", highlight=False)
-    table = Table(
-        "probability of the likeliest token", *(f"{c['confidence']:.0%}" for c in report.calibration), box=None
-    )
-    table.add_row("how often it came", *(f"{c['right']:.0%}" for c in report.calibration))
+    table = Table("probability of the likeliest token", "how often it came", box=None)
+    for group in report.calibration:
+        table.add_row(f"{group['confidence']:.0%}", f"{group['right']:.0%}")
     console.print(table)
 
 
