@@ -26,6 +26,7 @@ from textlstm.inspection.cells import matthews
 from textlstm.inspection.memory import half_lives
 from textlstm.inspection.show import show, values_of, write_html, write_png
 from textlstm.inspection.trace import Trace
+from textlstm.inspection.xray import OWN_CHARS
 from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.network import reference_lstm
@@ -266,6 +267,21 @@ def test_terminal(found):
     assert "</script>" in plain.file.getvalue() and "\x1b" not in plain.file.getvalue()
 
 
+def test_a_narrow_terminal_cuts_nothing_off(found):
+    console = Console(file=io.StringIO(), width=60)
+    show(found, "surprise", console)
+    text = console.file.getvalue()
+    table = text[text.index("gates:") : text.index(" token  ")]
+    assert "…" not in table and max(map(len, table.splitlines())) <= 60
+    assert "half-life, tokens" in table and "change of prediction, nats" in table
+
+
+def test_without_a_text_a_model_reads_its_own():
+    model = Model(make_file("tied"))
+    text = model.generate("", max_chars=OWN_CHARS, seed=0)
+    assert model.inspect().to_dict() == model.inspect(text).to_dict()
+
+
 def test_colours(found):
     np.testing.assert_allclose(values_of(found, "surprise"), np.minimum(found.shown.nats_T / 6, 1))
     np.testing.assert_allclose(values_of(found, "c1.3"), np.tanh(found.shown.values["c"][1, :, 3]), rtol=1e-6)
@@ -366,3 +382,12 @@ def test_commands_that_cannot_be_meant(run, tmp_path, arguments):
     (tmp_path / "b.txt").write_text("x")
     code, out, err = run("inspect", "shakespeare", *arguments)
     assert code == 2 and err and not out
+
+
+@pytest.mark.parametrize(("wish", "words"), [(["--colour", "blue"], "'blue'"), (["--png", "x.png"], "textlstm[plot]")])
+def test_what_cannot_be_met_is_said_before_the_work(run, tmp_path, monkeypatch, wish, words):
+    (tmp_path / "a.txt").write_text("Some lines of text.\n" * 12)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(Model, "inspect", lambda *_: pytest.fail("the work was begun"))
+    code, out, err = run("inspect", "shakespeare", "a.txt", *wish)
+    assert code and words in err and not out

@@ -408,18 +408,22 @@ class Model:
         return decompress(data, lambda _: self.coder, progress)
 
     def inspect(
-        self, text: str, held_out: str | None = None, progress: metrics.Progress = metrics.no_progress
+        self,
+        text: str | None = None,
+        held_out: str | None = None,
+        progress: metrics.Progress = metrics.no_progress,
     ) -> XRay:
         """Looks at cells, gates and memory while the model reads a text; see `textlstm.inspection.xray`.
 
         Args:
-            text: chooses the cells that mean something.
+            text: chooses the cells that mean something; None is what the model writes itself.
             held_out: judges them; None takes the last third of the text.
             progress: told how far it is.
         """
-        from textlstm.inspection.xray import xray
+        from textlstm.inspection.xray import OWN_CHARS, xray
 
-        cut = len(checked_text(text)) * 2 // 3
+        text = self.generate("", max_chars=OWN_CHARS, seed=0) if text is None else checked_text(text)
+        cut = len(text) * 2 // 3
         parts = (text[:cut], text[cut:]) if held_out is None else (text, held_out)
         return xray(self._file, self.scoring_engine, *parts, progress=progress)
 

@@ -167,7 +167,7 @@ def inspect(
     textlstm inspect runs/my-text-1 my-text.txt --held-out other.txt --colour c1.204
     """
     from textlstm.corpus import read_sources
-    from textlstm.inspection.show import show, values_of, write_html, write_png
+    from textlstm.inspection.show import blank_figure, place_of, show, write_html, write_png
     from textlstm.model import Model
     from textlstm.report import ScoreView, output
 
@@ -177,12 +177,14 @@ def inspect(
 
     _check_outs(html, png)
     loaded = Model.load(model)
+    place_of(colour, loaded.config.num_layers, loaded.config.hidden_size)  # what cannot be met is said at once
+    if png is not None:
+        blank_figure()
     with ScoreView(quiet) as view:
         told = view.progress("looking inside")
         text, judge = (read(files)[:chars], None) if files else _own_texts(loaded, model, chars, notice_of(quiet))
         judge = judge if held_out is None else read([held_out])[:chars]
         found = loaded.inspect(text, judge, told)
-    values_of(found, colour)
     if html is not None:
         write_html(found, html, f"Inside {Path(model).name}")
     if png is not None:
@@ -197,6 +199,7 @@ def _own_texts(loaded: Any, name: str, chars: int, notice: Callable[[str], None]
     """The end of a model's training text and the beginning of its held-out one, or what it writes itself."""
     from textlstm.bench.quality import training_corpus
     from textlstm.corpus import Part
+    from textlstm.inspection.xray import OWN_CHARS
     from textlstm.registry import find_model
 
     corpus = None
@@ -206,7 +209,7 @@ def _own_texts(loaded: Any, name: str, chars: int, notice: Callable[[str], None]
         notice(f"the text that the model was trained on is not at hand: {error}")
     if corpus is None or not corpus.val.num_chars or not isinstance(corpus.train, Part):
         notice("the model reads what it writes itself")
-        return loaded.generate("", max_chars=min(chars, 12_000), seed=0), None
+        return loaded.generate("", max_chars=min(chars, OWN_CHARS), seed=0), None
     held_out = corpus.val.documents
     if corpus.val.continues and len(held_out) > 1:  # in the middle of a document nobody knows which quotes are open
         held_out = held_out[1:]

@@ -35,18 +35,35 @@ def values_of(xray: XRay, name: str) -> NDArray[np.float64]:
     Raises:
         UsageError: there is no such value.
     """
-    if name == "surprise":
+    layers, _, H = xray.shown.values["c"].shape
+    place = place_of(name, layers, H)
+    if place is None:
         shade_T: NDArray[np.float64] = np.minimum(xray.shown.nats_T / _DEEP, 1.0)
         return shade_T
+    value, layer, cell = place
+    values_T = xray.shown.values[value][layer][:, cell].astype(np.float64)
+    return np.asarray(np.tanh(values_T) if value == "c" else values_T)
+
+
+def place_of(name: str, layers: int, cells: int) -> tuple[str, int, int] | None:
+    """Which value of the state a name such as `c1.204` means: `c` or `h`, layer, cell; None is `surprise`.
+
+    Args:
+        name: the name.
+        layers, cells: how many the network has; cells in each layer.
+
+    Raises:
+        UsageError: there is no such value.
+    """
+    if name == "surprise":
+        return None
     match = _VALUE.fullmatch(name)
-    layers, _, H = xray.shown.values["c"].shape
-    if match is None or int(match[2]) >= layers or int(match[3]) >= H:
+    if match is None or int(match[2]) >= layers or int(match[3]) >= cells:
         raise UsageError(
             f"there is nothing called {name!r} to colour by; name 'surprise', or a cell or output such as c0.12 or "
-            f"h{layers - 1}.{H - 1}"
+            f"h{layers - 1}.{cells - 1}"
         )
-    values = xray.shown.values[match[1]][int(match[2])][:, int(match[3])].astype(np.float64)
-    return np.asarray(np.tanh(values) if match[1] == "c" else values)
+    return match[1], int(match[2]), int(match[3])
 
 
 def show(xray: XRay, colour: str, console: Console, chars: int = 600) -> None:
@@ -57,15 +74,17 @@ def show(xray: XRay, colour: str, console: Console, chars: int = 600) -> None:
     console.print(shaded(xray.tokens[:number], shade_T[:number]))
     console.print()
     _show_cells(xray, console)
-    table = Table("layer", "input shut", "open", "forget shut", "open", "output shut", "open", "half-life", box=None)
+    table = Table("layer", "input", "forget", "output", "half-life, tokens", box=None)
     for report in xray.gates:
-        shares = [f"{report['gates'][gate][end]:.0%}" for gate in "ifo" for end in ("shut", "open")]
+        shares = [" / ".join(f"{report['gates'][gate][end]:.0%}" for end in ("shut", "open")) for gate in "ifo"]
         life = report["half_life_tokens"]
-        table.add_row(str(report["layer"]), *shares, f"{life['median']:.1f} tokens, the longest {life['max']:.0f}")
+        table.add_row(str(report["layer"]), *shares, f"{life['median']:.1f}, longest {life['max']:.0f}")
+    console.print("gates: share of the time shut / open; how long a cell keeps half")
     console.print(table)
     console.print()
-    table = Table("tokens since one was changed", *map(str, xray.influence), box=None)
-    table.add_row("change of the prediction in nats", *(f"{nats:.2g}" for nats in xray.influence.values()))
+    table = Table("tokens since one was changed", "change of prediction, nats", box=None)
+    for distance, nats in xray.influence.items():
+        table.add_row(str(distance), f"{nats:.2g}")
     console.print(table)
     console.print()
     table = Table("token", "nearest in the embedding", box=None)
@@ -87,7 +106,8 @@ def _show_cells(xray: XRay, console: Console) -> None:
     if not xray.findings:
         console.print("the text is too short, or too even, to look for cells that mean something\n")
         return
-    table = Table("property", "value", "true", "correlation, chosen on", "held out", box=None)
+    console.print("cells: correlation with a property, on the text that chose it and on what was held out")
+    table = Table("property", "value", "true", "chosen", "held out", box=None)
     last = None
     for one in xray.findings:
         held_out = "too rare" if one.held_out is None else f"{one.held_out:.2f}"
@@ -128,8 +148,8 @@ def _packed(array: NDArray[Any]) -> str:
     return base64.b64encode(np.rint(np.clip(array, -1, 1) * 127).astype(np.int8).tobytes()).decode()
 
 
-def write_png(xray: XRay, path: Path, title: str) -> None:
-    """Draws half-lives, gates, the memory of the state and the best cells.
+def blank_figure() -> Any:
+    """A figure of matplotlib to be drawn on.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -139,10 +159,20 @@ def write_png(xray: XRay, path: Path, title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot") from error
-    import io
-
     figure = Figure(figsize=(12, 8), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def write_png(xray: XRay, path: Path, title: str) -> None:
+    """Draws half-lives, gates, the memory of the state and the best cells.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    import io
+
+    figure = blank_figure()
     figure.suptitle(title)
     halves: Any = figure.subfigures(2, 1)
     (lives, gates, memory), cells = halves[0].subplots(1, 3), halves[1].subplots()

@@ -17,6 +17,7 @@ from textlstm.metrics import Progress, no_progress
 from textlstm.model_file import ModelFile
 
 SHOWN = 600  # tokens whose gates are looked at and that are shown
+OWN_CHARS = 12_000  # characters that a model writes where it is given no text to read
 
 
 @dataclass(frozen=True)
