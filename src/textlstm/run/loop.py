@@ -492,8 +492,9 @@ class Run:
             if self.setup.predicted is not None:
                 off = self.setup.predicted / score.nats_per_char - 1
                 self.view.notice(
-                    f"predicted before it began: {self.setup.predicted:.3f} nats per character, {abs(off):.1%} too "
-                    + ("high" if off > 0 else "low")
+                    f"predicted before it began: {self.setup.predicted:.3f} nats per character, {abs(off):.1%} "
+                    + ("above" if off > 0 else "below")
+                    + " this score"
                 )
         scores = {**file.card["scores"], **({"val": val} if val else {})}
         card = {**file.card, "scores": scores, "seconds": round(self.seconds, 3)}
