@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import make_text
 
+from textlstm import metrics
 from textlstm.bench.quality import HELD_OUT, training_corpus
 from textlstm.config import ModelConfig
 from textlstm.model import Model
@@ -79,6 +80,18 @@ def test_texts_of_ones_own_are_scored_as_by_score(run_folder, run, tmp_path):
                 assert found[unit] == pytest.approx(one[unit], rel=1e-6)
 
 
+def test_a_model_that_learns_stands_beside_what_learns(run_folder, run, tmp_path):
+    text = make_text(900, seed=3)
+    (tmp_path / "a.txt").write_text(text)
+    board = run("bench", "quality", run_folder, tmp_path / "a.txt", "--protocols", "stream+learn", "--json").json
+    model = Model.load(run_folder)
+    corpus = training_corpus(run_folder / "model.safetensors", model.card, print)
+    learnt = model.primed(corpus.train.text).score(text, learn=True)
+    assert scores_of(board, "stream+learn", True)[0]["bits"] == pytest.approx(learnt.nats / math.log(2), rel=1e-5)
+    held = run("bench", "quality", run_folder, "--protocols", "stream,stream+learn", "--json").json
+    assert scores_of(held, "stream+learn", True)[0]["bits"] < scores_of(held, "stream")[0]["bits"]
+
+
 def test_written_into_the_card_it_is_shown_by_info(run_folder, run):
     before = read_model(run_folder / "model.safetensors")
     done = run("bench", "quality", run_folder, "--write")
@@ -113,10 +126,12 @@ def test_a_card_is_amended_and_nothing_else(tmp_path, dtype):
     assert read_model(path).sha256 == digest and len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_cannot_be_told_is_said(run_folder, run, tmp_path):
+def test_what_cannot_be_told_is_said(run_folder, run, tmp_path, monkeypatch):
     shutil.copy(run_folder / "model.safetensors", tmp_path / "alone.safetensors")
     assert run("bench", "quality", tmp_path / "alone.safetensors").code == 2
-    assert run("bench", "quality", run_folder, "--protocols", "adaptive").code == 2
+    monkeypatch.setattr(metrics, "token_nats", lambda *_: pytest.fail("the work was begun"))
+    wrong = run("bench", "quality", run_folder, "--protocols", "stream,adaptive")
+    assert wrong.code == 2 and "'adaptive'" in wrong.err
     assert run("bench", "quality", run_folder, tmp_path / "nowhere.txt").code == 2
     (tmp_path / "book.txt").write_text("another text altogether. " * 100)
     config = json.loads((run_folder / "config.json").read_text())

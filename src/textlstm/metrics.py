@@ -140,7 +140,7 @@ def token_nats(
         UsageError: unknown protocol, or an empty text.
     """
     config = predictor.config
-    kind, number = _parse(protocol)
+    kind, number = parse_protocol(protocol)
     if not len(ids):
         raise UsageError("an empty text has no score")
     ids_N = ids.astype(np.int64)
@@ -206,7 +206,12 @@ def unigram_nats(ids: NDArray[Any], frequencies_V: NDArray[np.float64]) -> float
     return float(-(counts_V @ np.log(frequencies_V)) / counts_V.sum())
 
 
-def _parse(protocol: str) -> tuple[str, int]:
+def parse_protocol(protocol: str) -> tuple[str, int]:
+    """The kind of a protocol, `stream` or `cold`, and its number of lanes or tokens.
+
+    Raises:
+        UsageError: there is no such protocol.
+    """
     kind, _, number = protocol.partition("-")
     if protocol == "stream":
         return "stream", 1

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from textlstm.config import CorpusConfig
-from textlstm.corpus import CORPORA, Corpus, Part, StoredPart, Tokens, read_corpus, read_sources
+from textlstm.corpus import CORPORA, Corpus, Part, StoredPart, Tokens, read_corpus, read_sources, source_title
 from textlstm.engine import Engine
 from textlstm.errors import UsageError
-from textlstm.metrics import Progress, Score, no_progress, score, total
-from textlstm.model_file import ModelFile
+from textlstm.metrics import LEARNING, Progress, Score, no_progress, score, total
+from textlstm.model import Model
 from textlstm.registry import training_text
 from textlstm.scoring import baselines, fixed_baselines
 from textlstm.scoring.parts import score_development, score_held_out
-from textlstm.tokenizer import text_to_bytes
+from textlstm.tokenizer import bytes_to_text, text_to_bytes
 
 PROTOCOLS = ("stream", "cold-256", "cold-64")
 #: Bytes at the end of the training text that compressors read before a text.
@@ -80,20 +80,23 @@ def training_corpus(model: Path, card: dict[str, Any], notice: Callable[[str], N
     return corpus
 
 
-def splits(file: ModelFile, engine: Engine, corpus: Corpus, notice: Callable[[str], None]) -> list[Column]:
+def splits(model: Model, corpus: Corpus, notice: Callable[[str], None]) -> list[Column]:
     """The held-out text of a model, and the development part, which chose its weights.
 
     Raises:
         UsageError: neither is there.
     """
-    tokens = corpus.encode(file.tokenizer, file.config.boundary_id, 1, notice)
+    tokens = corpus.encode(model.tokenizer, model.config.boundary_id, 1, notice)
     before = _end_of(corpus.train)
 
     def column(
         name: str, part: Part, training: bytes, judge: Callable[[Engine, Corpus, Tokens, str], Score]
     ) -> Column:
-        data = text_to_bytes(part.text)
-        return Column(name, data, part.num_chars, training, lambda protocol: judge(engine, corpus, tokens, protocol))
+        def cost(protocol: str) -> Score:
+            engine, under = _reader(model, protocol, training)
+            return judge(engine, corpus, tokens, under)
+
+        return Column(name, text_to_bytes(part.text), part.num_chars, training, cost)
 
     columns = []
     if corpus.val.num_chars:
@@ -106,25 +109,32 @@ def splits(file: ModelFile, engine: Engine, corpus: Corpus, notice: Callable[[st
     return columns
 
 
-def files(
-    names: Sequence[str], file: ModelFile, engine: Engine, corpus: Corpus | None, notice: Callable[[str], None]
-) -> list[Column]:
+def files(names: Sequence[str], model: Model, corpus: Corpus | None, notice: Callable[[str], None]) -> list[Column]:
     """Texts of a user's own, each document read from the model's start.
 
     Raises:
         CorpusError, UsageError: there is no text.
     """
     training = b"" if corpus is None else _end_of(corpus.train)
-    return [_file(name, file, engine, training, notice) for name in names]
+    return [_file(name, model, training, notice) for name in names]
 
 
-def _file(name: str, file: ModelFile, engine: Engine, training: bytes, notice: Callable[[str], None]) -> Column:
+def _file(name: str, model: Model, training: bytes, notice: Callable[[str], None]) -> Column:
     texts = [document.text for document in read_sources([name], CorpusConfig(), notice).documents if document.text]
-    encoded = [(file.tokenizer.encode(text), len(text), len(text_to_bytes(text))) for text in texts]
-    return Column(
-        name, b"".join(map(text_to_bytes, texts)), sum(map(len, texts)), training,
-        lambda protocol: total([score(engine, *one, protocol=protocol) for one in encoded]),
-    )  # fmt: skip
+    encoded = [(model.tokenizer.encode(text), len(text), len(text_to_bytes(text))) for text in texts]
+
+    def cost(protocol: str) -> Score:
+        engine, under = _reader(model, protocol, training)
+        return total([score(engine, *one, protocol=under) for one in encoded])
+
+    return Column(source_title(name), b"".join(map(text_to_bytes, texts)), sum(map(len, texts)), training, cost)
+
+
+def _reader(model: Model, protocol: str, training: bytes) -> tuple[Engine, str]:
+    """What reads a text, and under which protocol; one that learns has read the training text, as compressors have."""
+    if protocol != LEARNING:
+        return model.scoring_engine, protocol
+    return (model.primed(bytes_to_text(training)) if training else model).learner(), "stream"
 
 
 def _end_of(part: Part | StoredPart) -> bytes:
@@ -144,7 +154,7 @@ def scoreboard(
 
     Args:
         columns: the texts.
-        protocols: of `textlstm.metrics`; what ends in `+learn` counts as adaptive.
+        protocols: of `textlstm.metrics`; `stream+learn` is adaptive.
         progress: told how many of the scores are done.
 
     Returns:
@@ -156,7 +166,7 @@ def scoreboard(
     for number, column in enumerate(columns):
         bits: dict[tuple[str, str, bool], float] = {}
         for protocol in protocols:
-            bits[protocol, "model", protocol.endswith("+learn")] = column.score(protocol).nats / math.log(2)
+            bits[protocol, "model", protocol == LEARNING] = column.score(protocol).nats / math.log(2)
             done += 1
             progress(done, steps)
         for name, cost in fixed_baselines(column.data, column.training).items():

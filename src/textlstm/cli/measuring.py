@@ -126,7 +126,10 @@ def bench_serve(
 @click.argument("model", default="shakespeare")
 @click.argument("texts", nargs=-1)
 @click.option(
-    "--protocols", default="stream,cold-256,cold-64", show_default=True, help="As in `score`, one after the other."
+    "--protocols",
+    default="stream,cold-256,cold-64",
+    show_default=True,
+    help="As in `score`; stream+learn learns as it reads: slow, and needs torch.",
 )
 @click.option(
     "--unit",
@@ -150,28 +153,35 @@ def bench_quality(
 
     \b
     textlstm bench quality shakespeare
-    textlstm bench quality runs/my-text-1 --write
+    textlstm bench quality runs/my-text-1 --protocols stream,stream+learn --write
     textlstm bench quality shakespeare sonnet.txt letter.txt --unit bits/byte --json
     """
+    from textlstm.api import require_torch
     from textlstm.bench.quality import files, scoreboard, splits, training_corpus
-    from textlstm.engine import load_engine
-    from textlstm.model_file import amend_card, read_model
+    from textlstm.metrics import LEARNING, parse_protocol
+    from textlstm.model import Model
+    from textlstm.model_file import amend_card
     from textlstm.registry import find_model
     from textlstm.report import SCOREBOARD, ScoreView, show_scoreboard
 
+    wanted = protocols.split(",")
+    for protocol in wanted:  # what cannot be met is said at once
+        if protocol == LEARNING:
+            require_torch()
+        else:
+            parse_protocol(protocol)
     path = find_model(model)
-    file = read_model(path)
-    corpus = training_corpus(path, file.card, notice_of(quiet))
+    loaded = Model.load(path, engine)
+    corpus = training_corpus(path, loaded.card, notice_of(quiet))
     if corpus is None and not texts:
         raise click.UsageError(f"what was held out of {model} cannot be told from here: name texts to score")
-    loaded = load_engine(file, engine)
     with ScoreView(quiet) as view:
         if texts:
-            columns = files(texts, file, loaded, corpus, notice_of(quiet))
+            columns = files(texts, loaded, corpus, notice_of(quiet))
         else:
             assert corpus is not None
-            columns = splits(file, loaded, corpus, notice_of(quiet))
-        board = scoreboard(columns, protocols.split(","), view.progress("scoring"))
+            columns = splits(loaded, corpus, notice_of(quiet))
+        board = scoreboard(columns, wanted, view.progress("scoring"))
     if into_card:
         amend_card(path, {SCOREBOARD: board})
     if as_json:
