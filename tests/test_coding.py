@@ -366,6 +366,15 @@ def test_a_newer_format_is_named():
         coding.decompress(bytes(done), lambda _: skewed_coder())
 
 
+def test_progress_is_told_on_the_way():
+    told = []
+    done = coding.compress(SKEWED, skewed_coder(), progress=lambda *far: told.append(far))
+    assert len(told) == len(SKEWED) // 256 + 1 and told[0] == (256, len(SKEWED)) and told[-1] == (len(SKEWED),) * 2
+    before, told[:] = list(told), []
+    coding.decompress(done.data, lambda _: skewed_coder(), lambda *far: told.append(far))
+    assert told == before
+
+
 @pytest.mark.parametrize("lanes", [0, -1, 5000])
 def test_impossible_lanes(lanes):
     with pytest.raises(UsageError, match="lanes"):

@@ -64,6 +64,7 @@ _SCALE = 30  # log2 of the weight of the likeliest id; the least weight is 1
 _WORD = 32  # bits that the coder moves at once; its range keeps between 2 and 3 words
 _FULL, _LEAST = 1 << 3 * _WORD, 1 << 2 * _WORD
 _CHECK_EVERY, _CHECK = 1 << 16, 1 << 16  # ids between two checks of the stream, and their number of values
+_TOLD_EVERY = 1 << 8  # steps between two reports of progress
 
 
 class Predictor(Protocol):
@@ -307,6 +308,7 @@ def _code(
         digest = zlib.crc32(ids_B.astype("<i8").tobytes(), digest)
         if (t + 1) % check_every == 0:
             coder.check(digest % _CHECK, (t + 1) * lanes)
+        if (t + 1) % _TOLD_EVERY == 0:
             progress((t + 1) * lanes, length * lanes)
         if most is not None and coder.size > most:
             return False
