@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 
 import numpy as np
@@ -331,6 +332,12 @@ def test_statistics_from_a_text():
         BARE.primed("")
 
 
+@pytest.mark.parametrize("read", [MODEL.learn, MODEL.primed, MODEL.inspect, lambda data: MODEL.inspect(TEXT, data)])
+def test_bytes_are_no_text(read):
+    with pytest.raises(UsageError, match="decode"):
+        read(TEXT.encode())
+
+
 def test_memories_read_the_text_first():
     text = TEXT[-300:]
     still = LearnConfig(learn_rate=0.0)
@@ -428,6 +435,9 @@ def test_score_command(files, run):
     named = run("score", *files, "--learn", "--learn-from", files[1], "--json", "--quiet")
     assert named.code == 0 and named.json["learn"]["statistics"] == files[1] and not named.err
     assert named.json["nats"] != done.json["nats"]
+    ids = Model.load(files[0]).tokenizer.encode(TEXT).astype("<i8")  # what memories began with is on record
+    assert named.json["learn"]["memories_origin"] == hashlib.sha256(ids.tobytes()).hexdigest()
+    assert done.json["learn"]["memories_origin"] is None
 
 
 @pytest.mark.parametrize(

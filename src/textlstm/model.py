@@ -138,6 +138,11 @@ class Model:
         """Whether its file has the statistics of gradients that learning goes by."""
         return bool(self._file.statistics)
 
+    @property
+    def memories_origin(self) -> str | None:
+        """SHA-256 of the tokens that memories have read before they learn; None where they start empty."""
+        return None if self._read_first is None else self._memories.origin.hex()
+
     def learner(self, learn: LearnConfig | bool = True) -> LearningEngine:
         """An engine that learns from what it reads, and has read nothing yet.
 
@@ -175,7 +180,7 @@ class Model:
         """
         config = learn if isinstance(learn, LearnConfig) else LearnConfig()
         engine = self.learner(config.replace(learn_memories=False))  # only the weights go on
-        ids = self.tokenizer.encode(text).astype(np.int64)
+        ids = self.tokenizer.encode(checked_text(text)).astype(np.int64)
         if len(ids):
             engine.prefill(ids[None], engine.begin(1)[1] if state is None else state)
         engine.finish()
@@ -196,7 +201,7 @@ class Model:
         _require_torch()
         from textlstm.learning import measure
 
-        ids = self.tokenizer.encode(text)
+        ids = self.tokenizer.encode(checked_text(text))
         if len(ids) < 2:
             raise UsageError("a text of less than two tokens has no gradients; name a longer one with --learn-from")
         file = dataclasses.replace(self._file, statistics=measure(self._file, ids, progress=progress), sha256="")
@@ -424,7 +429,7 @@ class Model:
 
         text = self.generate("", max_chars=OWN_CHARS, seed=0) if text is None else checked_text(text)
         cut = len(text) * 2 // 3
-        parts = (text[:cut], text[cut:]) if held_out is None else (text, held_out)
+        parts = (text[:cut], text[cut:]) if held_out is None else (text, checked_text(held_out))
         return xray(self._file, self.scoring_engine, *parts, progress=progress)
 
     def save(self, path: str | Path, dtype: DType = "fp32") -> None:

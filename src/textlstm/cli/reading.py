@@ -98,7 +98,9 @@ def score(
     if as_json:
         answer = {**total.to_dict(), "model": model, **({} if report is None else report.to_dict())}
         if learn is not None:
-            answer["learn"] = {**learn.to_dict(), "statistics": statistics_of(loaded, source)}
+            origin = loaded.memories_origin if learn.learn_memories else None
+            told = {"statistics": statistics_of(loaded, source), "memories_origin": origin}
+            answer["learn"] = {**learn.to_dict(), **told}
         if index is not None:
             answer["novelty"] = [{"file": name, **one.to_dict()} for name, one in novelty]
         if len(scores) > 1:
