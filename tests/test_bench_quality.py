@@ -81,7 +81,7 @@ def test_texts_of_ones_own_are_scored_as_by_score(run_folder, run, tmp_path):
 
 
 def test_a_model_that_learns_stands_beside_what_learns(run_folder, run, tmp_path):
-    text = make_text(900, seed=3)
+    text = make_text(300, seed=3)
     (tmp_path / "a.txt").write_text(text)
     board = run("bench", "quality", run_folder, tmp_path / "a.txt", "--protocols", "stream+learn", "--json").json
     model = Model.load(run_folder)
