@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -575,6 +576,19 @@ def test_resume_needs_a_folder_and_a_run_needs_text(tmp_path):
     tiny.write_text("too short")
     with pytest.raises(CorpusError, match="too few"):
         train(request(tiny, tmp_path / "run"))
+
+
+def test_resume_without_a_folder_names_the_runs_there_are(book, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no unfinished one in runs/"):
+        train(Request([], resume=True))
+    train(request(book, Path("runs/done"), steps=1))
+    for name in ("older", "newer"):
+        with pytest.raises(Interrupted):
+            train(request(book, Path("runs", name)), Watch((2,)))
+    os.utime("runs/older/config.json", (0, 0))
+    with pytest.raises(UsageError, match=r"unfinished here are runs/newer, runs/older$"):
+        train(Request([], resume=True))
 
 
 def test_run_folders_are_numbered(book, tmp_path, monkeypatch):

@@ -75,11 +75,24 @@ def run_folder(request: Request) -> Path:
         if request.resume:
             raise UsageError(f"there is no run in {request.out}; name its text to begin one there")
     elif request.resume:
-        raise UsageError("--resume needs --out RUN, the run folder to go on with")
+        raise UsageError(f"--resume needs --out RUN, the run folder to go on with: {_runs_to_go_on_with()}")
     if not request.sources:
         raise UsageError("name a text to learn from: a file, a folder, '-', or a corpus such as tiny-shakespeare")
     first = request.sources[0]
     return free_run_folder("rows" if isinstance(first, Rows) else "stdin" if first == "-" else Path(first).stem)
+
+
+def _runs_to_go_on_with() -> str:
+    """The runs in `runs/` that are not complete, the last one first, in words."""
+    begun = [path.parent for path in Path("runs").glob("*/config.json") if finished_result(path.parent) is None]
+    newest = sorted(begun, key=lambda folder: (folder / "config.json").stat().st_mtime, reverse=True)
+    if not newest:
+        return "there is no unfinished one in runs/"
+    more = f", and {len(newest) - _MOST_NAMED} older ones" if len(newest) > _MOST_NAMED else ""
+    return f"unfinished here are {', '.join(map(str, newest[:_MOST_NAMED]))}{more}"
+
+
+_MOST_NAMED = 8
 
 
 def free_run_folder(name: str) -> Path:
@@ -92,11 +105,11 @@ def finished_result(folder: Path) -> Result | None:
     """The result that the last line of a finished run's log tells."""
     try:
         last = json.loads((folder / "log.jsonl").read_bytes().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
+        if last["event"] != "end" or not (folder / MODEL_FILE).exists():
+            return None
+        return Result(folder / MODEL_FILE, json.loads((folder / "config.json").read_bytes()), **last["result"])
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
         return None
-    if not isinstance(last, dict) or last.get("event") != "end" or not (folder / MODEL_FILE).exists():
-        return None
-    return Result(folder / MODEL_FILE, json.loads((folder / "config.json").read_bytes()), **last["result"])
 
 
 def size_of(path: Path) -> int:
