@@ -509,6 +509,43 @@ def test_import_json(run, tmp_path):
     assert run("import", "old.pt", "c.safetensors").code == 2  # the table of characters is not named
 
 
+# --- before torch is imported ----------------------------------------------------------------------------------------
+
+# Runs a command up to the first import of torch, and tells whether its threads were told before how long to spin.
+IMPORTS = """
+import builtins, os, sys
+from textlstm.cli import main
+plain = builtins.__import__
+def watched(name, *rest):
+    if name.split(".")[0] == "torch":
+        print(os.environ.get("GOMP_SPINCOUNT"), flush=True)
+        os._exit(0)
+    return plain(name, *rest)
+builtins.__import__ = watched
+main()
+"""
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from textlstm.cli import main; main()"
+
+
+def call_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment["PYTHONPATH"] = str(SRC)
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("command", [["demo"], ["train", "a.txt"], ["tune", "a.txt"], ["bench", "train"]], ids=str)
+def test_threads_are_told_how_long_to_spin_before_there_are_any(command):
+    assert call_python(IMPORTS, *command).stdout == "2000\n"
+
+
+@pytest.mark.parametrize("command", [["demo"], ["train", "a.txt"], ["tune", "a.txt"], ["bench", "train"]], ids=str)
+def test_without_torch_the_extra_is_named(command):
+    done = call_python(WITHOUT_TORCH, *command)
+    assert done.returncode == 1 and "pip install 'textlstm[train]'" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 # --- help and flags --------------------------------------------------------------------------------------------------
 
 

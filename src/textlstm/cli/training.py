@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
@@ -33,6 +32,7 @@ def demo(minutes: float, out: Path | None, seed: int, as_json: bool, quiet: bool
     textlstm demo --minutes 10
     """
     started = time.perf_counter()
+    _load_trainer(quiet)
     from textlstm.run import Request, free_run_folder
 
     out = free_run_folder("demo") if out is None else out
@@ -54,13 +54,21 @@ def demo(minutes: float, out: Path | None, seed: int, as_json: bool, quiet: bool
     )
 
 
-def _train(request: Any, quiet: bool) -> Any:
+def _load_trainer(quiet: bool) -> None:
+    """Imports what trains, which takes some seconds; a terminal says so as long as it lasts."""
     from textlstm.api import require_torch
 
     require_torch()
-    if not quiet:
-        with contextlib.suppress(BrokenPipeError):
-            click.echo("starting ...", err=True)
+    shown = not quiet and sys.stderr.isatty()
+    if shown:
+        click.echo("starting ...", nl=False, err=True)
+    import textlstm.run  # noqa: F401
+
+    if shown:
+        click.echo("\r\x1b[K", nl=False, err=True)  # back to the begin of the line, and clear it
+
+
+def _train(request: Any, quiet: bool) -> Any:
     from textlstm.run import train
     from textlstm.view import choose_view
 
@@ -119,7 +127,8 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     textlstm train big/ --processes 4 --minutes 600      several processes
     textlstm train big/ --out RUN --host 1/2 --meet 10.0.0.1:29500    and 2/2 on the second host
     """
-    started = time.perf_counter()
+    started, rank = time.perf_counter(), int(os.environ.get("RANK", "0"))
+    _load_trainer(quiet or rank > 0)
     from textlstm.run import Request
 
     stored = {} if (path := values.pop("config")) is None else read_settings(path)
@@ -138,7 +147,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
         sys.exit(_launch(request, processes, restarts, host))
     if host is not None:
         host.place()
-    rank = int(os.environ.get("RANK", "0"))
+        rank = int(os.environ["RANK"])
     result = _train(request, quiet or rank > 0)
     if rank > 0:
         return
