@@ -8,6 +8,7 @@ import json
 import os
 import random
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,18 @@ def test_several_processes_give_the_same(small_limits, tmp_path, monkeypatch):
     ours = corpus.encode(TOKENIZERS["gpt2"], 400, workers=2).train
     assert np.array_equal(ours, in_memory([str(path)], CorpusConfig()).encode(TOKENIZERS["gpt2"], 400).train)
     assert ours.dtype == np.uint16 and isinstance(ours, np.memmap)
+
+
+def test_many_short_documents_take_no_memory(small_limits, tmp_path):
+    path = tmp_path / "many.csv"
+    path.write_text("text\n" + "\n".join(f"{number:06}" for number in range(30_000)) + "\n")
+    corpus = read_corpus([str(path)], CorpusConfig())
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    assert sum(size for size, data in corpus.train.data() if b"".join(data)) == corpus.train.num_bytes
+    held = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert held < 1_500_000  # a list of all borders takes 4 MB
 
 
 def test_large_vocabularies_take_four_bytes(small_limits, tmp_path):

@@ -35,6 +35,7 @@ from textlstm.files import write_atomically
 from textlstm.tokenizer import SAFE_CUT, bytes_to_text, text_to_bytes
 
 _READ = 1 << 22  # bytes at once
+_WINDOW = 1 << 16  # bytes in which places to cut are looked for at once
 _SETTLED_SECONDS = 2.0  # a file changed so lately could change again without its time telling
 
 
@@ -121,9 +122,8 @@ class StoredPart:
 
     def _cut(self, place: int) -> int:
         """The first place at or behind this one where a cut changes no token."""
-        window = 1 << 16
         while place < self.end:
-            limit = min(self.end, place + window)
+            limit = min(self.end, place + _WINDOW)
             begins = self.store.begins(place, limit)
             data = self.store.read(place, limit)
             skipped = next((i for i, byte in enumerate(data) if byte & 0xC0 != 0x80), len(data))
@@ -142,9 +142,22 @@ class StoredPart:
         return tuple(Document("", bytes_to_text(self.store.read(a, b))) for a, b, _ in spans)
 
     def data(self) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """For each document its length in bytes, and its bytes."""
-        for a, b, _ in self.spans(self.start, self.end):
-            yield b - a, (self.store.read(i, min(b, i + _READ)) for i in range(a, b, _READ))
+        """For each document its length in bytes, and its bytes, which have to be read before the next one's."""
+        with (self.store.folder / "text.bin").open("rb") as file:
+            file.seek(self.start)
+            for a, b in self._borders():
+                yield b - a, (file.read(min(_READ, b - i)) for i in range(a, b, _READ))
+
+    def _borders(self) -> Iterator[tuple[int, int]]:
+        """Where each document begins and ends: there may be millions, of which few are in memory at once."""
+        begin = self.start
+        for first in range(self.start, self.end, _WINDOW):
+            for place in self.store.begins(first, min(self.end, first + _WINDOW)).tolist():
+                if place > begin:
+                    yield begin, place
+                    begin = place
+        if begin < self.end:
+            yield begin, self.end
 
     def sample(self, chars: int) -> str:
         """About this many characters: evenly spread pieces, or all of it."""
