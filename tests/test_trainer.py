@@ -308,6 +308,15 @@ def test_when_things_happen():
     assert steps == list(range(1, 26)) and looks == [10, 20, 25] and saves == [8, 16, 24, 25]
 
 
+@pytest.mark.parametrize(("every", "saved"), [(None, [1, 2, 3, 4, 5, 6]), (4, [4, 6])])
+def test_a_checkpoint_is_written_after_some_minutes_unless_asked_for_in_steps(monkeypatch, every, saved):
+    monkeypatch.setattr("textlstm.trainer._MOST_SECONDS_UNSAVED", 0.0)
+    kept: list[int] = []
+    trainer = make_trainer(train=TRAIN.replace(steps=6, checkpoint_every=every))
+    trainer.run(Callbacks(save=lambda checkpoint: kept.append(checkpoint.step)))
+    assert kept == saved
+
+
 def test_reports_tell_what_was_done():
     reports = []
     trainer = make_trainer(train=TRAIN.replace(steps=30))

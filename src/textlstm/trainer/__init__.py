@@ -35,6 +35,7 @@ Weights = dict[str, NDArray[np.float32]]
 
 _LOOKS = 20  # looks at the development part per run, unless told otherwise
 _STEPS_PER_LOOK = 25  # at least: a look, a sample and a file cost as much as some steps
+_MOST_SECONDS_UNSAVED = 600.0  # else a run of twenty hours could lose two of them; asked for in steps, it is in steps
 _MAX_SKIPPED = 10  # steps in a row without finite numbers before the run is given up
 _DEV_LANES = 16
 
@@ -195,6 +196,7 @@ class Trainer:
         self._skipped = 0
         self._guard = SpikeGuard(train.spike_sigmas)
         self.finished = False
+        self._saved = time.monotonic()
 
     @property
     def look_every(self) -> int:
@@ -220,17 +222,19 @@ class Trainer:
         Raises:
             DivergedError: the numbers stopped being finite.
         """
+        self._saved = time.monotonic()
         with self.group.together():
             while not self.finished:
                 report = self.advance()
                 callbacks.on_step(report)
                 if self.step % self.look_every == 0 or self.step == self.config.steps:
                     self._look_with(callbacks)
-                reason = self._reason(callbacks)
-                if self.step % self.checkpoint_every == 0 or self.finished or reason:
+                reason, overdue = self._wishes(callbacks)
+                if self.step % self.checkpoint_every == 0 or self.finished or reason or overdue:
                     checkpoint = self.checkpoint()
                     with self.group.apart():
                         callbacks.save(checkpoint)
+                    self._saved = time.monotonic()
                 if reason and not self.finished:
                     return reason
         return None
@@ -244,11 +248,12 @@ class Trainer:
         reached = bool(self.group.largest(callbacks.reached(self.averaged)))  # asked at the last look too
         self.finished = reached or early or self.step == self.config.steps
 
-    def _reason(self, callbacks: Callbacks) -> str | None:
-        """Why to stop; a signal to any rank stops all."""
+    def _wishes(self, callbacks: Callbacks) -> tuple[str | None, bool]:
+        """Why to stop, if so, and whether a checkpoint is overdue; what one rank wishes, all do."""
         reason = callbacks.stop()
-        asked = self.group.largest(reason is not None)
-        return "another rank was told to stop" if asked and reason is None else reason
+        overdue = self.config.checkpoint_every is None and time.monotonic() - self._saved > _MOST_SECONDS_UNSAVED
+        wish = self.group.largest(2 if reason is not None else int(overdue))
+        return ("another rank was told to stop" if wish == 2 and reason is None else reason), wish == 1
 
     def advance(self) -> StepReport:
         """Takes one optimizer step."""
