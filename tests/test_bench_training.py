@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from textlstm.bench import training
-from textlstm.bench.training import measure
+from textlstm.bench.training import counted, measure
 from textlstm.cli import cli
 from textlstm.config import ModelConfig, TrainConfig
 from textlstm.errors import RunError, UsageError
@@ -49,6 +49,10 @@ def test_command(monkeypatch):
     largest = [row["peak_megabytes"] for row in report["rows"]]
     assert largest[0]["largest"] == largest[0]["together"] and largest[1]["together"] > 1.5 * largest[1]["largest"]
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_one_process_is_no_plural():
+    assert (counted(1), counted(2)) == ("1 process", "2 processes")
 
 
 def test_what_cannot_be_measured():

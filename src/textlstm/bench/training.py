@@ -59,13 +59,17 @@ def measure(
             "peak_megabytes": {"largest": max(memory), "together": sum(memory)},
         }
         rows.append(row)
-        noun = "process" if number == 1 else "processes"
         tell(
-            f"{number:>3} {noun}: {rate:>8,.0f} tokens/s, {1e3 * per_step:.1f} ms a step, "
+            f"{counted(number):>13}: {rate:>8,.0f} tokens/s, {1e3 * per_step:.1f} ms a step, "
             f"{row['share_of_sgemm']:.0%} of {peak / 1e9:.0f} GFLOP/s, {sum(memory):,.0f} MB"
             + (f", {row['speedup']:.2f} times the first" if len(rows) > 1 else "")
         )
     return rows
+
+
+def counted(processes: int) -> str:
+    """So many processes, in words."""
+    return f"{processes} process" + ("" if processes == 1 else "es")
 
 
 def _rank(model: ModelConfig, train: TrainConfig, device: str, seconds: float) -> tuple[float, int]:

@@ -54,7 +54,7 @@ def bench_train(
 
     require_torch()
     from textlstm.bench.card import machine_card
-    from textlstm.bench.training import measure
+    from textlstm.bench.training import counted, measure
 
     model = ModelConfig.from_dict(given(ModelConfig, values))
     train = TrainConfig.from_dict(given(TrainConfig, values))
@@ -64,8 +64,7 @@ def bench_train(
         print_json({"benchmark": "train", "machine": machine_card(), **settings, "rows": rows})
     elif quiet:
         for row in rows:
-            noun = "process" if row["processes"] == 1 else "processes"
-            click.echo(f"{row['processes']} {noun}: {row['tokens_per_second']:,.0f} tokens/s")
+            click.echo(f"{counted(row['processes'])}: {row['tokens_per_second']:,.0f} tokens/s")
 
 
 @bench.command(name="serve", short_help="Throughput and waiting of a server under load.")

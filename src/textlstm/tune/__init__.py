@@ -19,7 +19,7 @@ steps.
 | seq-len | 32 to 128 tokens, in steps of 16 |
 | lr | 1e-3 to 3e-2, on a logarithmic scale |
 | weight-decay | 0.01 to 1, on a logarithmic scale |
-| input-, layer-, output-, weight-dropout | 0 to 0.5 |
+| input-, layer-, output-, weight-dropout | 0 to 0.6 |
 
 What a user sets is not searched. The average of the weights spans a twelfth of each trial, as in every run.
 """

@@ -61,7 +61,7 @@ class PlainTuneView(TuneView):
 
     def begin_search(self, rows: Sequence[Row], trials: int, folder: str) -> None:
         self._trials = trials
-        self.notice(f"{trials} trials -> {folder}" + (f", going on after {len(rows)}" if rows else ""))
+        self.notice(f"trials: {trials} -> {folder}" + (f", going on after {len(rows)}" if rows else ""))
 
     def trial_ended(self, row: Row, best: Row | None) -> None:
         mark = " *" if best == row else ""
