@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from textlstm.corpus import named
+from textlstm.config import CorpusConfig
+from textlstm.corpus import named, read_sources
 from textlstm.corpus.document import Document
 from textlstm.corpus.plays import without_speeches_of
 from textlstm.errors import CorpusError, MissingExtraError
@@ -368,3 +369,13 @@ def test_speeches_go_with_their_surroundings() -> None:
     (kept,) = without_speeches_of(held_out, ["\n\n".join(play)])
     gone = {n for n in range(60) if play[n] not in kept.split("\n\n")}
     assert gone == {5, *range(33 - 12, 30 + 13)}
+
+
+def test_a_folder_that_hides_a_corpus_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-shakespeare").mkdir()
+    (tmp_path / "tiny-shakespeare" / "mine.txt").write_text("my own words")
+    notices: list[str] = []
+    (document,) = read_sources(["tiny-shakespeare"], CorpusConfig(), notices.append).documents
+    assert document.text == "my own words"
+    assert "the folder of that name here, which hides the corpus" in " ".join(notices)

@@ -163,6 +163,9 @@ def _find_source(source: str | Rows, config: CorpusConfig, notice: Callable[[str
     if source == "-":
         chunks = _standard_input(config, notice)
         return Source(lambda: _document(_STDIN, chunks, config, notice), source, "unknown", False)
+    if path.exists() and find(source) is not None:
+        kind = "folder" if path.is_dir() else "file"
+        notice(f"{source} is taken for the {kind} of that name here, which hides the corpus; rename it to have that")
     if path.is_dir():
         files = _files_below(path)
     elif path.exists():
