@@ -96,10 +96,13 @@ def whole(base) -> tuple[dict, dict[str, bytes]]:
 
 def test_report_of_a_run(whole, base):
     report, _ = whole
-    assert list(report) == ["model", "config", "steps", "seconds", "train_chars", "params", "val", "predicted"]
+    fields = "model config steps seconds train_chars params val predicted prompt"
+    assert list(report) == fields.split()
     assert report["steps"] == STEPS and report["model"] == str(Path("whole", "model.safetensors"))
     assert report["val"]["chars"] == 2_000 and 0.5 < report["val"]["nats_per_char"] < 3
     assert report["config"]["train"]["checkpoint_every"] == 5
+    held_out = (base / "book.txt").read_text(encoding="utf-8")[-2_000:]
+    assert report["prompt"] == "it a the." == held_out.split("\n")[1]  # its first whole line
 
 
 def kill_and_resume(base: Path, name: str, kills: list[int]) -> dict:

@@ -25,6 +25,7 @@ from textlstm.model import Model
 from textlstm.model_file import read_model
 from textlstm.novelty import CopyMeter
 from textlstm.run import Request, Result, train
+from textlstm.run.loop import opening
 from textlstm.view import View
 
 TAUGHT = "the river ran under an old stone bridge and nobody knew who had built it or why they never came back"
@@ -595,6 +596,18 @@ def test_run_folders_are_numbered(book, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [train(Request(["book.txt"], steps=1, settings=TINY)).model.parent.as_posix() for _ in range(2)]
     assert names == ["runs/book-1", "runs/book-2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("  - a list\nCall me Ishmael. Some years", "Call me Ishmael. Some"), ("--json\n-n\nlast line", "last line"),
+        ("JULIET:\nO Romeo, Romeo!", "JULIET:"), ("\u3042\u308b\u3068\u3053", "\u3042\u308b\u3068\u3053"), ("- ?", ""),
+        ("tab\there\nbell \x07 rings\nno bell", "no bell"), ("word " + "x" * 99, "word " + "x" * 35), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_prompt_is_the_first_words_of_a_line(text, words):
+    assert opening(text) == words
 
 
 # --- kinds of runs ---------------------------------------------------------------------------------------------------

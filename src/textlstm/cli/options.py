@@ -116,11 +116,11 @@ def statistics_of(model: Any, source: str | None) -> str:
     return "the model file" if model.has_statistics else "what is read: the model file has none"
 
 
-def quoted(path: Path) -> str:
-    """A path as a shell reads it."""
+def quoted(word: str | Path) -> str:
+    """A word of a command as a shell reads it."""
     import shlex
 
-    return shlex.quote(str(path))
+    return shlex.quote(str(word))
 
 
 def notice_of(quiet: bool) -> Callable[[str], None]:

@@ -50,7 +50,9 @@ def demo(minutes: float, out: Path | None, seed: int, as_json: bool, quiet: bool
     pace = 90.0 if sys.stdout.isatty() else 0.0
     type_out(model.stream("", max_chars=700, temperature=0.7, seed=1), pace)
     click.echo(
-        f'\n\nMore of it:  textlstm generate {quoted(out)} "ROMEO:"\nYour text:   textlstm train FILE --minutes 5'
+        f'\n\nMore of it:  textlstm generate {quoted(out)} "ROMEO:"\n'
+        f"Better:      textlstm demo --minutes {max(2.0, 5 * minutes):g}    more time, better text\n"
+        "Your text:   textlstm train FILE --minutes 5"
     )
 
 
@@ -158,9 +160,8 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     if as_json:
         print_json(report)
     else:
-        click.echo(
-            f'model: {result.model}\nwrite with it: textlstm generate {quoted(result.model.parent)} "Once upon a time"'
-        )
+        words = [quoted(word) for word in (result.model.parent, result.prompt) if word]
+        click.echo(f"model: {result.model}\nwrite with it: textlstm generate {' '.join(words)}")
     if target is not None and result.seconds_to_loss is None:
         click.echo(f"the held-out text never cost as little as {target:g} nats per character", err=True)
         sys.exit(1)

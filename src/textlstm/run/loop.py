@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -452,6 +453,14 @@ class Run:
             "scores": dict(scores),
         }
 
+    def _prompt(self) -> str:
+        """Words of the user's own text: of what was held out, where there are some."""
+        for part in (self.corpus.val, self.corpus.dev, self.corpus.train):
+            text = part.head(20_000)
+            if words := opening(text.partition("\n")[2] if part.continues else text):  # its first line may be cut
+                return words
+        return ""
+
     def _interrupted(self, trainer: Trainer) -> None:
         if not self.chooses or not (self.folder / MODEL_FILE).exists():
             self._write_model(trainer.averaged, trainer.step, {})
@@ -508,10 +517,24 @@ class Run:
             "val": val,
             "seconds_to_loss": self.seconds_to_loss,
             "predicted": self.setup.predicted,
+            "prompt": self._prompt(),
         }
         append_whole(self.folder / "log.jsonl", json.dumps(_finite({"event": "end", "result": values})) + "\n")
         return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)
 
+
+def opening(text: str) -> str:
+    """The first words of the first line that begins with some, as a prompt; "" where none does.
+
+    Args:
+        text: any.
+    """
+    found = (match[0][:_MOST_PROMPT].rstrip() for match in _OPENING.finditer(text))
+    return next((words for words in found if len(words) >= _LEAST_PROMPT and words.isprintable()), "")
+
+
+_OPENING = re.compile(r"^\w\S*(?: \S+){0,3}", re.MULTILINE)
+_LEAST_PROMPT, _MOST_PROMPT = 4, 40  # characters
 
 _SKIPPED = {
     "not finite": "its numbers are not finite",

@@ -69,6 +69,7 @@ class Result:
         val: score of the held-out text, as JSON values; None where nothing was held out.
         seconds_to_loss: from the start of the process; None if not asked or never reached.
         predicted: the score of the held-out text that was predicted before the run, in nats per character.
+        prompt: some words of the text to begin writing with, best of what was held out; "" where it has none.
     """
 
     model: Path
@@ -80,6 +81,7 @@ class Result:
     val: Mapping[str, Any] | None
     seconds_to_loss: float | None = None
     predicted: float | None = None
+    prompt: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
