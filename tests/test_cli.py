@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -9,6 +10,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +22,8 @@ import torch
 from rich.console import Console
 
 import textlstm
-from textlstm import cli
-from textlstm.config import ModelConfig
+from textlstm import autopilot, cli
+from textlstm.config import ModelConfig, TrainConfig
 from textlstm.engine import writing_engine
 from textlstm.legacy import import_checkpoint
 from textlstm.model import Model
@@ -558,6 +560,31 @@ def test_help_explains_itself(run, name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example(run, name):
     assert f"  textlstm {name}" in run(name, "--help").out
+
+
+def test_help_of_train_has_headings(run):
+    out = run("train", "--help").out
+    places = [
+        out.index(f"\n{name}:\n") for name in ("Options", "Processes, hosts, device", "Text", "Network", "Training")
+    ]
+    assert places == sorted(places)
+    assert places[0] < out.index("  --minutes ") < out.index("  --json ") < out.index("  --help ") < places[1]
+    assert places[1] < out.index("  --processes ") < places[2] < out.index("  --val-fraction ") < places[3]
+    assert places[3] < out.index("  --hidden-size ") < places[4] < out.index("  --lr ")
+    listed = re.findall(r"^  (?:-\w, )?(--[a-z0-9-]+)", out, re.MULTILINE)
+    flags = [
+        max(option.opts, key=len) for option in cli.cli.commands["train"].params if isinstance(option, click.Option)
+    ]
+    assert sorted(listed) == sorted([*flags, "--help"])
+
+
+def test_help_tells_what_minutes_plan():
+    """The fields that are marked as planned are those that the rule chooses."""
+    proposal = autopilot.propose(180, 1_000_000, 4e11, {})
+    for config, chosen in ((ModelConfig, proposal.model), (TrainConfig, proposal.train)):
+        assert {field.name for field in dataclasses.fields(config) if field.metadata.get("planned")} == set(chosen)
+    (option,) = (option for option in cli.cli.commands["train"].params if option.name == "hidden_size")
+    assert option.help.endswith("[default: planned by --minutes, else 384]")
 
 
 def test_help_lists_all_commands(run):

@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from textlstm.model import Model
 from textlstm.model_file import read_model
 from textlstm.novelty import CopyMeter
 from textlstm.run import Request, Result, train
+from textlstm.run.beginning import begin
 from textlstm.run.loop import opening
 from textlstm.view import View
 
@@ -596,6 +598,17 @@ def test_run_folders_are_numbered(book, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [train(Request(["book.txt"], steps=1, settings=TINY)).model.parent.as_posix() for _ in range(2)]
     assert names == ["runs/book-1", "runs/book-2"]
+
+
+def test_the_default_network_on_a_short_text_is_told(book, tmp_path):
+    for steps, settings, told in ((5, {}, True), (5, {"hidden_size": 16}, False), (None, {}, False)):
+        view = Watch()
+        minutes = 0.001 if steps is None else None
+        settings = {"tokenizer": "byte", **settings}
+        begin(
+            Request([str(book)], tmp_path / "run", minutes, steps, settings=settings), None, view, time.perf_counter()
+        )
+        assert told == any("2 x 384, is large for 17,100 characters" in line for line in view.notices)
 
 
 @pytest.mark.parametrize(

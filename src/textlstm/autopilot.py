@@ -65,7 +65,7 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
     vocab = int(fixed.get("vocab_size", next((v for v, most in _VOCABULARIES if chars < most), 4096)))
     operations = seconds * peak * USUAL_SHARE
     tokens = chars / chars_per_token(vocab)
-    wanted = _soft_minimum(math.sqrt(operations / 7.2), _PARAMS_PER_TOKEN * tokens)
+    wanted = _soft_minimum(math.sqrt(operations / 7.2), most_params(chars, vocab))
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
     tokens_read = min(operations / (6 * _params(hidden, vocab)), MOST_EPOCHS * max(1.0, tokens))
     epochs = tokens_read / max(1.0, tokens)
@@ -114,6 +114,11 @@ _BATCHES = (
 def chars_per_token(vocab: int) -> float:
     """Characters per token of the nearest vocabulary whose rate is known."""
     return min(_CHARS_PER_TOKEN.items(), key=lambda item: abs(item[0] - vocab))[1]
+
+
+def most_params(chars: int, vocab: int) -> float:
+    """Parameters beyond which a text of so many characters teaches a network no more."""
+    return _PARAMS_PER_TOKEN * (chars / chars_per_token(vocab))
 
 
 def _soft_minimum(one: float, other: float) -> float:

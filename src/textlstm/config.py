@@ -23,7 +23,13 @@ from textlstm.errors import ConfigError
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:
-    """A dataclass field with its help text (`extra` holds `choices`)."""
+    """A dataclass field with its help text.
+
+    Args:
+        default: its value where nobody sets it.
+        help: for the command line.
+        **extra: `choices`; `planned`, for what `--minutes` chooses by its rule.
+    """
     return dataclasses.field(default=default, metadata={"help": help, **extra})
 
 
@@ -122,19 +128,19 @@ def read_settings(path: Path) -> dict[str, Any]:
 class ModelConfig(Config):
     """The shape of a network and the regularisation it is trained with."""
 
-    vocab_size: int = option(1024, "ids in the softmax, the document boundary included")
-    embed_size: int = option(384, "width E of the token embedding")
-    hidden_size: int = option(384, "width H of each LSTM layer")
+    vocab_size: int = option(1024, "ids in the softmax, the document boundary included", planned=True)
+    embed_size: int = option(384, "width E of the token embedding", planned=True)
+    hidden_size: int = option(384, "width H of each LSTM layer", planned=True)
     num_layers: int = option(2, "number L of LSTM layers")
     tie_embeddings: bool = option(True, "share the embedding with the output layer")
     input_projection: bool = option(False, "put a linear layer E -> H between embedding and LSTM")
     logit_scale: float = option(1.0, "factor on the logits")
     boundary: bool = option(True, "the last id marks where a document begins; else a uniform first prediction")
-    embed_dropout: float = option(0.0, "drop whole rows of the embedding, that is token types")
-    input_dropout: float = option(0.1, "locked dropout on the input of the first layer")
-    layer_dropout: float = option(0.15, "locked dropout between layers")
-    output_dropout: float = option(0.2, "locked dropout on the output of the last layer")
-    weight_dropout: float = option(0.1, "drop single recurrent weights (DropConnect)")
+    embed_dropout: float = option(0.0, "drop whole rows of the embedding, that is token types", planned=True)
+    input_dropout: float = option(0.1, "locked dropout on the input of the first layer", planned=True)
+    layer_dropout: float = option(0.15, "locked dropout between layers", planned=True)
+    output_dropout: float = option(0.2, "locked dropout on the output of the last layer", planned=True)
+    weight_dropout: float = option(0.1, "drop single recurrent weights (DropConnect)", planned=True)
 
     # Caps that no sensible model reaches, so that a hostile file is refused before anything is allocated.
     MAX_SIZES = types.MappingProxyType(
@@ -237,21 +243,21 @@ class TrainConfig(Config):
         "bpe", "bpe, char, char-plain, byte, gpt2, gpt2-pruned, another tiktoken name, or a .tiktoken file"
     )
     steps: int = option(1000, "number of optimizer steps")
-    batch_size: int = option(16, "number B of lanes read side by side")
-    seq_len: int = option(64, "mean length T of truncated backpropagation, in tokens")
+    batch_size: int = option(16, "number B of lanes read side by side", planned=True)
+    seq_len: int = option(64, "mean length T of truncated backpropagation, in tokens", planned=True)
     accumulate: int = option(1, "compute each step in this many portions of its lanes: less memory, the same result")
     jitter: float = option(0.25, "lengths vary by this share around the mean, in steps of 8 tokens")
-    lr: float = option(7e-3, "peak learning rate of AdamW")
+    lr: float = option(7e-3, "peak learning rate of AdamW", planned=True)
     lr_final: float = option(0.0, "learning rate at the end of the cosine, as a share of the peak")
     warmup: float = option(0.03, "share of the steps over which the learning rate rises to its peak")
     beta1: float = option(0.9, "decay of AdamW's mean of gradients")
     beta2: float = option(0.999, "decay of AdamW's mean of squared gradients")
-    weight_decay: float = option(0.1, "decoupled weight decay on matrices; biases have none")
+    weight_decay: float = option(0.1, "decoupled weight decay on matrices; biases have none", planned=True)
     clip: float | None = option(1.0, "gradients are scaled down to this norm; none in the original's preset")
     spike_sigmas: float = option(
         6.0, "skip a step whose loss or gradient is this many standard deviations above the last 128; 0 skips none"
     )
-    ema: float = option(0.99, "decay of the averaged weights; 0 turns averaging off")
+    ema: float = option(0.99, "decay of the averaged weights; 0 turns averaging off", planned=True)
     activation_penalty: float = option(0.0, "weight of the squared outputs of the last layer (AR)")
     temporal_penalty: float = option(0.0, "weight of the squared change of these outputs in time (TAR)")
     label_smoothing: float = option(0.0, "share of the target spread evenly over the vocabulary")
@@ -267,7 +273,9 @@ class TrainConfig(Config):
         None, "steps between looks at the development part; default: 20 looks a run, 25 steps apart at least"
     )
     sample_every: int | None = option(None, "steps between samples; default: with every look")
-    checkpoint_every: int | None = option(None, "steps between checkpoints; default: with every second look")
+    checkpoint_every: int | None = option(
+        None, "steps between checkpoints; default: with every second look, and every ten minutes"
+    )
     patience: int = option(8, "stop after this many looks without a new best; 0 never stops early")
 
     def __post_init__(self) -> None:

@@ -18,25 +18,60 @@ from textlstm.config import Config, CorpusConfig, LearnConfig
 Command = Callable[..., Any]
 
 
-def options_of(config: type[Config], skip: Sequence[str] = ()) -> Callable[[Command], Command]:
-    """Options for the fields of a configuration, with their help; what is not given stays None."""
+class Option(click.Option):
+    """An option that stands under a heading in the help of a `SectionedCommand`."""
+
+    def __init__(self, *arguments: Any, heading: str, **rest: Any) -> None:
+        super().__init__(*arguments, **rest)
+        self.heading = heading
+
+
+class SectionedCommand(click.Command):
+    """A command of many options: its help lists them under headings, those without one first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for option in self.get_params(ctx):
+            if isinstance(option, click.Option) and (record := option.get_help_record(ctx)) is not None:
+                sections.setdefault(getattr(option, "heading", "Options"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+_HEADINGS = {"CorpusConfig": "Text", "ModelConfig": "Network", "TrainConfig": "Training", "LearnConfig": "Learning"}
+
+
+def options_of(
+    config: type[Config], skip: Sequence[str] = (), planned: str = "{default}"
+) -> Callable[[Command], Command]:
+    """Options for the fields of a configuration, with their help; what is not given stays None.
+
+    Args:
+        config: the configuration.
+        skip: fields that are no options of this command.
+        planned: what is said of the default where `--minutes` plans it.
+    """
 
     def decorate(command: Command) -> Command:
-        hints = typing.get_type_hints(config)
+        hints, heading = typing.get_type_hints(config), _HEADINGS.get(config.__name__, "Options")
         for field in reversed(dataclasses.fields(config)):
             if field.name in skip:
                 continue
             flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
-            default = "" if field.default is None else f"  [default: {field.default}]"
+            told = planned.format(default=field.default) if field.metadata.get("planned") else field.default
+            default = "" if field.default is None else f"  [default: {told}]"
             text = field.metadata["help"]
             text = f"{text}.{default}" if text.startswith("bpe") else f"{text[0].upper()}{text[1:]}.{default}"
             if hint is bool:
                 flag = f"{flag}/--no-{flag[2:]}"
-                command = click.option(flag, default=None, help=text)(command)
+                command = click.option(flag, default=None, help=text, cls=Option, heading=heading)(command)
                 continue
             kinds = [k for k in (typing.get_args(hint) or [hint]) if k is not types.NoneType]
             choices = field.metadata.get("choices")
-            command = click.option(flag, type=click.Choice(choices) if choices else kinds[0], help=text)(command)
+            kind = click.Choice(choices) if choices else kinds[0]
+            command = click.option(flag, type=kind, help=text, cls=Option, heading=heading)(command)
         return command
 
     return decorate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -15,8 +16,19 @@ from textlstm.config import DEVICES, PRESETS, CorpusConfig, ModelConfig, TrainCo
 if TYPE_CHECKING:
     from textlstm.run import Request
     from textlstm.trainer.launch import Host
-from textlstm.cli.options import command_line, common_options, given, options_of, print_json, quoted
+from textlstm.cli.options import (
+    Option,
+    SectionedCommand,
+    command_line,
+    common_options,
+    given,
+    options_of,
+    print_json,
+    quoted,
+)
 from textlstm.cli.writing import type_out
+
+machine_option = functools.partial(click.option, cls=Option, heading="Processes, hosts, device")
 
 
 @click.command(short_help="Train on Tiny Shakespeare for two minutes, then read.")
@@ -78,7 +90,7 @@ def _train(request: Any, quiet: bool) -> Any:
         return train(request, view)
 
 
-@click.command(short_help="Train a model on your own text.")
+@click.command(cls=SectionedCommand, short_help="Train a model on your own text.")
 @click.argument("sources", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-N, never overwritten]")
 @click.option("--minutes", type=float, help="Plan a run that fits this time.  [default: 3]")
@@ -92,25 +104,27 @@ def _train(request: Any, quiet: bool) -> Any:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole checkpoint.")
 @click.option("--resume-step", type=int, help="With --resume: go on from the checkpoint of this step instead.")
 @click.option("--time-to-loss", type=float, help="Stop when the held-out text costs this many nats per character.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train.")
-@click.option(
+@machine_option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train.")
+@machine_option(
     "--deterministic", is_flag=True, help="On a GPU: the same bits every time; a processor gives them anyway."
 )
-@click.option("--processes", type=click.IntRange(min=1), default=1, help="Train with so many processes on this host.")
-@click.option(
+@machine_option(
+    "--processes", type=click.IntRange(min=1), default=1, help="Train with so many processes on this host."
+)
+@machine_option(
     "--restarts",
     type=click.IntRange(min=0),
     default=2,
     help="With --processes or --host: begin again so often from the last checkpoint.",
 )
-@click.option("--host", metavar="K/N", help="This is host K of N that train together; give it on each of them.")
-@click.option("--meet", metavar="ADDRESS:PORT", help="With --host: where the first host is found by the others.")
-@click.option(
+@machine_option("--host", metavar="K/N", help="This is host K of N that train together; give it on each of them.")
+@machine_option("--meet", metavar="ADDRESS:PORT", help="With --host: where the first host is found by the others.")
+@machine_option(
     "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
 )
 @options_of(CorpusConfig)
-@options_of(ModelConfig, skip=["boundary"])
-@options_of(TrainConfig, skip=["steps"])
+@options_of(ModelConfig, skip=["boundary"], planned="planned by --minutes, else {default}")
+@options_of(TrainConfig, skip=["steps"], planned="planned by --minutes, else {default}")
 @common_options
 def train(as_json: bool, quiet: bool, **values: Any) -> None:
     """Train a model on SOURCES: files, folders, glob patterns, '-', or named corpora.
@@ -189,20 +203,20 @@ def _launch(request: Request, processes: int, restarts: int, host: Host | None) 
     return launch(processes, arguments, restarts, host)
 
 
-@click.command(short_help="Search for the best options for your text.")
+@click.command(cls=SectionedCommand, short_help="Search for the best options for your text.")
 @click.argument("sources", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the search.  [default: runs/NAME-tune-N]")
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="How many, in all.")
 @click.option("--minutes", type=float, help="Train each trial about this long.")
 @click.option("--flops", type=float, help="Train each trial for so many floating-point operations instead.")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train.")
+@machine_option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train.")
 @click.option("--prune/--no-prune", default=True, show_default=True, help="End trials early that fall behind.")
-@click.option(
+@machine_option(
     "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
 )
 @options_of(CorpusConfig)
-@options_of(ModelConfig, skip=["boundary"])
-@options_of(TrainConfig, skip=["steps"])
+@options_of(ModelConfig, skip=["boundary"], planned="searched, or as train --minutes plans")
+@options_of(TrainConfig, skip=["steps"], planned="searched, or as train --minutes plans")
 @common_options
 def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) -> None:
     """Search for the best options for SOURCES: short trainings of the same compute, one after the other.
@@ -212,7 +226,7 @@ def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) ->
     stopped, or adds --trials to it, if --out names its folder. With --flops the same seed gives the same trials. What
     is best in two minutes is not best in an hour: give trials as much as you can of the time you mean to train for.
 
-    
+    \b
     textlstm tune my-novel.txt --minutes 2 --out runs/search
     textlstm tune my-novel.txt --minutes 2 --out runs/search --trials 50       goes on
     textlstm tune tiny-shakespeare --flops 2e13 --vocab-size 1024 --num-layers 2

@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from textlstm import autopilot
 from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Part, absolute, cache_dir, read_corpus, steps_per_epoch
 from textlstm.corpus.sources import ROWS
@@ -80,6 +82,7 @@ def begin(
         tokenizer = tokenizer_of(name, corpus, wanted, view)
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
     model = ModelConfig.from_dict(for_model)
+    _tell_large(for_model, model, corpus, view)
     if request.steps is not None:
         for_train["steps"] = request.steps
     train = TrainConfig.from_dict(for_train)
@@ -113,6 +116,17 @@ def device_of(request: Request, for_train: dict[str, Any], view: View) -> str:
         view.notice("products in bf16, which this processor multiplies faster than fp32; --precision sets it")
     for_train.setdefault("precision", usual_precision(device))
     return device
+
+
+def _tell_large(chosen: Mapping[str, Any], model: ModelConfig, corpus: Corpus, view: View) -> None:
+    """Says so if nothing chose the size of the network, and it is larger than `--minutes` would take for the text."""
+    chars = corpus.train.num_chars
+    by_default = not chosen.keys() & {"embed_size", "hidden_size", "num_layers"}
+    if by_default and model.num_params > autopilot.most_params(chars, model.vocab_size):
+        view.notice(
+            f"the default network, {model.num_layers} x {model.hidden_size}, is large for {chars:,} characters: "
+            "--minutes plans one that fits, --hidden-size sets it"
+        )
 
 
 def take_up(
