@@ -284,6 +284,7 @@ def test_sources_that_are_not_there(tmp_path):
     write(tmp_path / "pictures" / "a.png", b"\x89PNG")
     refusal(tmp_path / "pictures")
     refusal(tmp_path / "missing.txt", error=UsageError)
+    refusal("", error=UsageError)
     refusal(tmp_path / "*.nothing", error=UsageError)
     with pytest.raises(UsageError, match="tiny-shakespeare"):
         read_corpus(["tiny-shakespear"], CorpusConfig())

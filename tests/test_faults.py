@@ -229,6 +229,9 @@ def test_resume_from_a_step(book, whole, tmp_path):
     view = Watch()
     train(Request([], folder, resume=True, resume_step=8), view)
     assert weights(folder) == weights(whole) and steps_of(folder) == steps_of(whole)
+    with pytest.raises(UsageError, match=f"step-5 cannot be read.*of the steps .*{STEPS}"):  # of a complete run, too
+        train(Request([], folder, resume=True, resume_step=5))
+    assert train(Request([], folder, resume=True)).steps == STEPS
 
 
 def test_a_checkpoint_of_every_format_is_read():

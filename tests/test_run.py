@@ -573,6 +573,8 @@ def test_bad_requests_leave_no_folder(book, tmp_path, changes, error, told):
 def test_resume_needs_a_folder_and_a_run_needs_text(tmp_path):
     with pytest.raises(UsageError, match="--resume needs --out"):
         train(Request([], resume=True))
+    with pytest.raises(UsageError, match="--resume-step goes with --resume"):
+        train(Request(["x.txt"], tmp_path / "run", steps=3, resume_step=2))
     with pytest.raises(UsageError, match="name a text"):
         train(Request([], steps=3))
     tiny = tmp_path / "tiny.txt"

@@ -158,6 +158,8 @@ def absolute(source: str) -> str:
 def _find_source(source: str | Rows, config: CorpusConfig, notice: Callable[[str], None]) -> Source:
     if isinstance(source, Rows):
         return Source(lambda: _rows(source.rows, config), str(source), "unknown", False)
+    if not source:  # a variable of a shell that is not set; as a path it would be the folder one is in
+        raise UsageError("a source is an empty word; name a file, a folder, or a corpus")
     path = Path(source)
     files: list[Path] = []
     if source == "-":

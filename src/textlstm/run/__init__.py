@@ -90,7 +90,7 @@ def _train(request: Request, view: View, started: float, group: Group) -> Result
     if resumed:
         setup = Setup.read(folder / "config.json")
         check_same(setup, request, folder)
-        done = finished_result(folder)
+        done = finished_result(folder) if request.resume_step is None else None
         if done is not None:
             view.notice(f"{folder} is complete; nothing is left to do")
             group.share(json.dumps({"result": done.to_dict()}).encode())

@@ -58,6 +58,8 @@ def begin(
         for_train["tokenizer"] = "bpe"
     if initial is not None:
         for_model = shape_of(initial, for_model, for_train)
+    if request.steps is not None:
+        for_train["steps"] = request.steps
     ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)  # impossible values, before a long text is read
     device = device_of(request, for_train, view)
     minutes = minutes_of(request, preset)
@@ -83,8 +85,6 @@ def begin(
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
     model = ModelConfig.from_dict(for_model)
     _tell_large(for_model, model, corpus, view)
-    if request.steps is not None:
-        for_train["steps"] = request.steps
     train = TrainConfig.from_dict(for_train)
     if plan is not None:
         train = plan.count_steps(model, train, corpus, tokenizer)

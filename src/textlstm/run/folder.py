@@ -61,6 +61,8 @@ def run_folder(request: Request) -> Path:
     Raises:
         UsageError: the folder is something else, or in use.
     """
+    if request.resume_step is not None and not request.resume:
+        raise UsageError("--resume-step goes with --resume")
     if request.out is not None:
         if request.out.exists() and not request.out.is_dir():
             raise UsageError(f"{request.out} is a file; --out names a folder")
