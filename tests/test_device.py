@@ -14,6 +14,7 @@ from textlstm.network import Loss, RecurrentLM, recurrence
 from textlstm.run import Request, train
 from textlstm.state import State
 from textlstm.trainer import Callbacks, Trainer, device, speed, weights_of
+from textlstm.trainer.checkpoint import Checkpoint
 from textlstm.trainer.device import (
     arithmetic,
     autocast,
@@ -310,6 +311,32 @@ def test_copies_to_a_gpu_are_pinned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *where, **how: seen.append((where, how)) or self)
     to_device(array, torch.device("cuda"))
     assert seen == ["pinned", ((torch.device("cuda"),), {"non_blocking": True})]
+
+
+def test_a_batch_that_is_fetched_ahead_changes_nothing():
+    plain, ahead = make_trainer("cpu"), make_trainer("cpu")
+    ahead._fetches_ahead = True
+    epochs: dict[Trainer, list[int]] = {plain: [], ahead: []}
+    kept: dict[Trainer, list[Checkpoint]] = {plain: [], ahead: []}
+    for trainer in (plain, ahead):
+        trainer.run(
+            Callbacks(
+                on_step=lambda report, t=trainer: epochs[t].append(report.epoch),
+                save=lambda checkpoint, t=trainer: kept[t].append(checkpoint),
+                stop=lambda t=trainer: "x" if t.step == 27 else None,
+            )
+        )
+    one, other = kept[plain][-1], kept[ahead][-1]
+    assert epochs[plain] == epochs[ahead] and max(epochs[plain]) > 1 and one.step == other.step == 27
+    assert one.values == other.values
+    assert {name: array.tobytes() for name, array in one.tensors.items()} == {
+        name: array.tobytes() for name, array in other.tensors.items()
+    }
+    resumed = make_trainer("cpu")
+    resumed._fetches_ahead = True
+    resumed.restore(other)
+    ahead.restore(one)  # what it had fetched is forgotten
+    assert nats_of(resumed) == nats_of(ahead) == nats_of(plain)
 
 
 # --- with a GPU ------------------------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def test_resume_is_exact_for_every_option(name, tmp_path):
             Callbacks(stop=lambda b=before, k=k: "x" if b.step == k else None, save=lambda c: saved(tmp_path, c))
         )
         if before.finished:  # out of patience
-            assert losses == losses[: before.step]
+            assert before.step == len(losses)
             continue
         after = make_trainer(model, config, DEV)
         checkpoint = load_newest(tmp_path)

@@ -100,6 +100,24 @@ class Look:
 
 
 @dataclass(frozen=True)
+class _Fetched:
+    """A batch that is on its way to the device.
+
+    Attributes:
+        batch: of all ranks.
+        x_BT, y_BT: the lanes of this rank, on the device.
+        epoch: the reader's, with this batch.
+        before: where the reader stood before it.
+    """
+
+    batch: Batch
+    x_BT: torch.Tensor
+    y_BT: torch.Tensor
+    epoch: int
+    before: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Callbacks:
     """What a run does besides training. Each is called between steps, and none changes what a step computes.
 
@@ -190,6 +208,8 @@ class Trainer:
         self._rows = self.group.rows(reader.batch_size)
         self._state = self.network.zero_state(self._rows.stop - self._rows.start)
         self._loss = self.group.loss_of(self.network)
+        self._ahead: _Fetched | None = None
+        self._fetches_ahead = self.network.device.type in ("cuda", "xpu")  # their work goes on after a call returns
         self.step = 0
         self.best: float | None = None
         self._stale = 0
@@ -259,12 +279,12 @@ class Trainer:
         """Takes one optimizer step."""
         started = time.perf_counter()
         config = self.config
-        batch = next(self.reader)
-        state = self._state
+        fetched = self._fetch() if self._ahead is None else self._ahead
+        batch, state = fetched.batch, self._state
         if batch.fresh_B.any():
             kept = torch.from_numpy(~batch.fresh_B[self._rows]).to(self.network.device)[None, :, None]
             state = State(state.h_LBH * kept, state.c_LBH * kept)
-        nats = self._gradients(batch, state)
+        nats = self._gradients(fetched, state)
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         skipped = None
@@ -281,36 +301,47 @@ class Trainer:
         self.step += 1
         return StepReport(
             self.step, config.steps, nats, self._optimizer.param_groups[0]["lr"], batch.x_BT.size,
-            time.perf_counter() - started, self.reader.epoch, skipped,
+            time.perf_counter() - started, fetched.epoch, skipped,
         )  # fmt: skip
 
-    def _gradients(self, batch: Batch, state: State) -> float:
-        """Adds up the gradients of all portions of the lanes, and takes their states; nats per token of the batch."""
+    def _fetch(self) -> _Fetched:
+        """Reads a batch and sends the lanes of this rank to the device."""
+        before, device = self.reader.state_dict(), self.network.device
+        batch = next(self.reader)
+        x_BT, y_BT = (to_device(ids[self._rows], device) for ids in (batch.x_BT, batch.y_BT))
+        return _Fetched(batch, x_BT, y_BT, self.reader.epoch, before)
+
+    def _gradients(self, fetched: _Fetched, state: State) -> float:
+        """Adds up the gradients of all portions of the lanes, and takes their states; nats per token of the batch.
+
+        A GPU gets the next batch meanwhile.
+        """
         config, device, total = self.config, self.network.device, self.reader.batch_size
         own = self._rows.stop - self._rows.start
         borders = sorted({own * k // config.accumulate for k in range(config.accumulate + 1)})
         drawn = self._generator.get_state()  # every portion draws the masks of the whole batch
         whole = self.group.size == 1 and len(borders) == 2
-        nats, states = 0.0, []
+        costs, states = list[tuple[torch.Tensor, float]](), []
         for start, end in itertools.pairwise(borders):
-            rows = slice(self._rows.start + start, self._rows.start + end)
             self._generator.set_state(drawn)
-            x_BT, y_BT = (to_device(ids[rows], device) for ids in (batch.x_BT, batch.y_BT))
+            x_BT, y_BT = fetched.x_BT[start:end], fetched.y_BT[start:end]
             together = nullcontext() if end == own else self.group.alone(self._loss)
             with together, arithmetic(device, config.precision):
                 with autocast(device, config.precision):
                     loss, after = self._loss(
                         x_BT, y_BT, State(state.h_LBH[:, start:end], state.c_LBH[:, start:end]), self._generator,
                         config.label_smoothing, config.activation_penalty, config.temporal_penalty,
-                        None if whole else Lanes(rows.start, total),
+                        None if whole else Lanes(self._rows.start + start, total),
                     )  # fmt: skip
                 # The ranks' gradients are averaged: each counts by its share of the lanes, times the number of ranks.
                 share = (end - start) / total
                 objective = loss.objective if whole else loss.objective * (share * self.group.size)
                 objective.backward()
-            nats += float(loss.nats) * share
+            costs.append((loss.nats.detach(), share))
             states.append(after)
+        self._ahead = self._fetch() if self._fetches_ahead else None
         self._state = states[0] if whole else State.stack(states)
+        nats = math.fsum(float(cost) * share for cost, share in costs)  # waits for a GPU
         return nats if whole else self.group.sum(nats)[0]
 
     def _apply(self, norm: torch.Tensor) -> None:
@@ -401,7 +432,7 @@ class Trainer:
             tensors |= {f"averaged.{name}": _numpy(p) for name, p in self.averaged.named_parameters()}
         values = {
             "device": self.network.device.type,
-            "reader": self.reader.state_dict(),
+            "reader": self.reader.state_dict() if self._ahead is None else self._ahead.before,
             "best": self.best,
             "stale": self._stale,
             "skipped": self._skipped,
@@ -438,6 +469,7 @@ class Trainer:
             arrays = (torch.from_numpy(tensors[f"state.{name}"][:, self._rows].copy()).to(device) for name in "hc")
             self._state = State(*arrays)
             self.reader.load_state_dict(values["reader"])
+            self._ahead = None
             self.step, self.best, self._stale = checkpoint.step, values["best"], values["stale"]
             self._skipped, self.finished = values["skipped"], values["finished"]
             self._guard.restore(values.get("spikes", self._guard.state()))
