@@ -71,7 +71,7 @@ MODELS = {
         "tiny-shakespeare --tokenizer gpt2-pruned --steps 12000 --num-layers 1 --hidden-size 384 --embed-size 128"
         " --batch-size 12 --lr 7e-3 --embed-dropout 0.02 --input-dropout 0.15 --layer-dropout 0 --output-dropout 0.25"
         f" --weight-dropout 0.25 --weight-decay 0.2 --ema 0.997 --dev-fraction 0 {' '.join(ORIGINAL)}"
-        " --eval-every 800",
+        " --precision bf16 --eval-every 800",
     ),
     "names": Shipped(
         "American names, character by character",
