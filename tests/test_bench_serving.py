@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from serving import serving, write_models
 from test_generation import make_model
 
+from textlstm.bench import serving as bench
 from textlstm.bench.serving import Load, measure
 from textlstm.cli import cli
 from textlstm.errors import RunError
@@ -48,6 +50,15 @@ def test_refusals_are_errors(models):
     with serving(models, max_concurrency=1, max_queue=1) as site:
         (row,) = measure(site.url, [8], Load(tokens=50, seconds=0.3), lambda line: None)
         assert row["errors"] > 0 and row["requests"] > 0
+
+
+def test_who_listens_and_does_not_answer_is_no_server(monkeypatch):
+    monkeypatch.setattr(bench, "READY", 0.1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with pytest.raises(RunError, match="does not become ready"):
+            measure(f"http://127.0.0.1:{listener.getsockname()[1]}", [1], Load(), lambda line: None)
 
 
 @pytest.mark.slow

@@ -208,8 +208,9 @@ OTHERS = (("route", "-"), ("status", "404"))
 
 
 @contextlib.contextmanager
-def process(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(Path(textlstm.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+def process(*arguments, path=None):
+    paths = [str(one) for one in (path, Path(textlstm.__file__).parents[1]) if one is not None]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "textlstm", "serve", *map(str, arguments)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     with running:
@@ -223,7 +224,10 @@ def healthy(port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with contextlib.closing(connection):
         connection.request("GET", "/health")
-        return connection.getresponse().status == 200
+        try:
+            return connection.getresponse().status == 200
+        except TimeoutError:
+            return False
 
 
 @pytest.mark.parametrize(
@@ -297,6 +301,17 @@ def test_several_workers_share_port_and_states(models):
         until(lambda: ask(save_state="s") is not None, 30)
         texts = {ask(state="s", prompt="") for _ in range(20)} - {None}
         assert len(texts) == 1
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=30)
+
+
+@pytest.mark.slow
+def test_workers_that_begin_slowly_are_waited_for(models, tmp_path):
+    slowly = 'import sys, time; time.sleep(7 * any("pipe_handle" in one for one in sys.orig_argv))'
+    (tmp_path / "sitecustomize.py").write_text(slowly)
+    with process(models["letters"], "--port", "0", "--json", "--workers", "2", "--quiet", path=tmp_path) as server:
+        port = int(json.loads(server.stdout.readline())["url"].rsplit(":", 1)[1])
+        until(lambda: healthy(port), 60)
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=30)
 

@@ -29,6 +29,7 @@ from textlstm.errors import MissingExtraError, RunError
 from textlstm.server.hub import Settings
 
 WARM_UP = 0.5  # seconds before the window in which tokens are counted
+READY = 60.0  # seconds in which a server must answer that it is ready
 LOOK = 0.5  # seconds between two looks at the server's memory
 _RUST, _BLUE = "#a63c17", "#186aa6"
 PROMPT = "Now is the winter of our discontent made glorious summer by this sun of York; and all the clouds that "
@@ -209,20 +210,21 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 async def _until_ready(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            reader, writer = await send(url, "GET", "/health", b"", "")
-            status = await reader.readline()
-            writer.close()
-            if b" 200 " in status or b" 404 " in status:  # not all servers have such a page
-                return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RunError(f"no server answers at {url}: {error}") from error
-        if time.monotonic() > deadline:
-            raise RunError(f"the server at {url} does not become ready")
-        await asyncio.sleep(0.05)
+    problem = "it does not become ready"
+    try:
+        async with asyncio.timeout(READY):  # of it all: who listens and never answers is not ready either
+            while True:
+                try:
+                    reader, writer = await send(url, "GET", "/health", b"", "")
+                    with contextlib.closing(writer):
+                        status = await reader.readline()
+                    if b" 200 " in status or b" 404 " in status:  # not all servers have such a page
+                        return
+                except OSError as error:
+                    problem = str(error)
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise RunError(f"no server answers at {url} within {READY:g} seconds: {problem}") from None
 
 
 async def send(

@@ -24,6 +24,9 @@ from textlstm.server.app import create_app
 from textlstm.server.guard import JsonLines, is_loopback
 from textlstm.server.hub import Settings
 
+# A worker that does not answer for so long is replaced; on a busy machine its imports take longer than uvicorn's 5.
+WORKER_SECONDS = 60
+
 
 def serve(settings: Settings, listening: Callable[[str], None], workers: int = 1, quiet: bool = False) -> None:
     """Serves until a signal ends it.
@@ -74,7 +77,8 @@ def _serve_with(settings: Settings, workers: int, quiet: bool, listener: socket.
     with tempfile.TemporaryDirectory(prefix="textlstm-states-") as folder:
         shared = settings if settings.states is not None else replace(settings, states=Path(folder))
         create = functools.partial(_create, shared, quiet)
-        config = uvicorn.Config(create, factory=True, workers=workers, **_options(shared))
+        options = {**_options(shared), "timeout_worker_healthcheck": WORKER_SECONDS}
+        config = uvicorn.Config(create, factory=True, workers=workers, **options)
         Multiprocess(config, [listener]).run()
 
 
