@@ -402,7 +402,7 @@ def _distribution(logits_V: Floats, row: Row, rng: np.random.Generator, number: 
     """The weights (V,) that a row draws by, its operators one after the other in double precision."""
     _require_finite(logits_V.max(keepdims=True), DivergedError, _DIVERGED, number)
     config = row.config
-    x_V = np.array(logits_V, np.float64)
+    x_V: Floats = np.array(logits_V, np.float64)
     if row.banned is not None:
         x_V[row.banned] = -np.inf
     greedy = config.temperature == 0
@@ -416,7 +416,7 @@ def _distribution(logits_V: Floats, row: Row, rng: np.random.Generator, number: 
         x_V = keep_surprise(_apply("temperature", x_V, row, rng), row.most_surprise)
     _require_finite(x_V.max(keepdims=True), UsageError, _NOTHING, number)
     if greedy:
-        return (np.arange(len(x_V)) == x_V.argmax()).astype(np.int64)
+        x_V = np.where(np.arange(len(x_V)) == x_V.argmax(), x_V, -np.inf)
     return weights(x_V - x_V.max())
 
 
@@ -426,8 +426,10 @@ def _apply(name: str, x_V: Floats, row: Row, rng: np.random.Generator) -> Floats
     if name == "penalties":
         if not row.penalized:
             return x_V
-        strengths = (np.array([penalty]) for penalty in row.penalties)
-        return penalize(x_V[None], *strengths, row.seen[None], row.counts[None])[0]
+        repetition, frequency, presence = np.array(row.penalties, np.float64)[:, None]
+        penalized_1V: Floats = penalize(x_V[None], repetition, frequency, presence, row.seen[None], row.counts[None])
+        x_V = penalized_1V[0]
+        return x_V
     if name == "dry":
         return dry(x_V, row.last, row.breaks, config) if row.last else x_V
     if name == "top_n_sigma":
