@@ -12,8 +12,8 @@ from test_novelty import index_of
 
 from textlstm.config import PatternConfig, SamplingConfig
 from textlstm.errors import UsageError
-from textlstm.generation import Limits
-from textlstm.generation.search import mean_log_prob
+from textlstm.generation import Limits, read_prompt
+from textlstm.generation.search import beam_steps, mean_log_prob
 from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.novelty import CopyGuard
@@ -89,6 +89,22 @@ def test_wide_beams_find_the_best_of_all_texts(pattern, may_end, seed):
         assert ours.text == text and mean_log_prob(ours) == pytest.approx(mean, abs=1e-5)
     assert len(found) == min(3, len(best))
     assert model.generate("ab", beams=100, max_tokens=4, stop_at_end=may_end, regex=pattern) == best[0][0]
+
+
+@pytest.mark.parametrize("power", [-1.0, 0.0, 0.5, 2.0])
+def test_length_penalty(power):
+    model = make_model(1)
+    tokens = {text: len(text) + (len(text) < 4) for text in all_texts(model, 4, True)}  # shorter ones have an end
+    worth = {text: mean * tokens[text] ** (1 - power) for text, mean in all_texts(model, 4, True).items()}
+    logits_BV, state = read_prompt(model.engine, model.tokenizer, "ab")
+    writer = model.writers(1, SamplingConfig(), Limits(max_tokens=4, stop_at_end=True), 0)[0]
+    steps = beam_steps(writer, logits_BV, 100, 3, power)
+    ids, rows = next(steps)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            logits_BV, state = model.engine.step(ids, state.select(rows.tolist()))
+            ids, rows = steps.send(logits_BV)
+    assert [one.text for one in end.value.value] == sorted(worth, key=worth.get, reverse=True)[:3]
 
 
 def test_one_beam_is_greedy():

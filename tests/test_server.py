@@ -20,6 +20,8 @@ from test_generation import LETTERS, byte_model, make_model
 from test_network import log_softmax, numpy_network, random_weights
 
 from textlstm import metrics
+from textlstm.config import SamplingConfig
+from textlstm.generation import Limits
 from textlstm.model import Model
 
 PROMPT, END = "hallo", "<|endoftext|>"
@@ -354,6 +356,7 @@ WRONG = {
     "mirostat_tau": -1, "mirostat_eta": "x", "samplers": ["top_k", "no such"], "temperature_last": 1,
     "bad_words": [""], "skip_special_tokens": 0, "add_special_tokens": 0, "logprobs_mode": "x", "prompt_logprobs": 6,
     "structured_outputs": 5, "guided_regex": 5, "guided_choice": 5, "use_beam_search": "x",
+    "length_penalty": "x",
 }  # fmt: skip
 
 
@@ -862,12 +865,72 @@ def test_patterns_among_strangers(site, letters):
         ({"guided_regex": "a", "stop": ["b"]}, "structured_outputs"),
         ({"guided_regex": "a", "min_tokens": 2}, "min_tokens"),
         ({"guided_regex": "a", "allowed_token_ids": [3]}, "allowed_token_ids"),
-        ({"use_beam_search": True}, "use_beam_search"),
+        *(
+            ({"use_beam_search": True, name: value}, name)
+            for name, value in (
+                ("stream", True),
+                ("logprobs", 0),
+                ("top_k", 3),
+                ("min_p", 0.1),
+                ("presence_penalty", 1),
+                ("mirostat", 2),
+                ("logit_bias", {"1": 1}),
+                ("min_tokens", 1),
+                ("t_max_predict_ms", 5),
+                ("save_state", "a"),
+            )
+        ),
+        ({"use_beam_search": True, "guided_choice": ["ab", "cd"], "n": 3}, None),
     ],
 )
 def test_patterns_that_cannot_be(site, fields, param):
     error = site.complete("hallo", 400, max_tokens=20, **fields)["error"]
     assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
+def test_beams(site, letters):
+    """Among strangers; what is looked for does not depend on them, and they not on it."""
+
+    def found(prompt, n, beams):
+        writer = letters.writers(1, SamplingConfig(), Limits(9, stop_at_end=True), 0)[0]
+        return letters.search(prompt, writer, beams, n)
+
+    def ask(number):
+        if number % 2:
+            return site.text("hallo", seed=number, max_tokens=40)
+        fields = {"use_beam_search": True, "n": 2, "max_tokens": 9, "temperature": 0, "top_p": 1}
+        return site.complete(["hallo", "vater"], **fields, **({"best_of": number} if number > 2 else {}))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(2, 10)))
+    for number, answer in enumerate(answers, 2):
+        if number % 2:
+            assert answer == letters.generate("hallo", seed=number, max_tokens=40, temperature=1.0, stop_at_end=True)
+            continue
+        expected = [text for prompt in ("hallo", "vater") for text in found(prompt, 2, number)]
+        assert [choice["text"] for choice in answer["choices"]] == [one.text for one in expected]
+        assert answer["usage"]["completion_tokens"] == sum(one.tokens for one in expected)
+    short = site.complete("hallo", use_beam_search=True, best_of=8, max_tokens=9, length_penalty=-5)["choices"][0]
+    assert len(short["text"]) < len(found("hallo", 1, 8)[0].text)
+    free = site.text("hallo", use_beam_search=True, best_of=4, max_tokens=9, bad_words=list("abc"), echo=True)
+    assert free.startswith("hallo") and not set("abc") & set(free[5:])
+    assert site.text("hallo", use_beam_search=True, max_tokens=0) == ""
+
+
+def test_who_leaves_a_search_frees_its_rows(site):
+    scheduler = site.hub.served["letters"].scheduler
+    body = json.dumps(
+        {"prompt": "a", "max_tokens": 100_000, "use_beam_search": True, "best_of": 5, "ignore_eos": True}
+    )
+    with socket.create_connection(("127.0.0.1", site.port), timeout=30) as connection:
+        head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        deadline = time.monotonic() + 20
+        while scheduler.running != 5:
+            assert time.monotonic() < deadline
+    while scheduler.running:
+        assert time.monotonic() < deadline
+    assert site.text("a", max_tokens=3, ignore_eos=True)
 
 
 def test_a_pattern_in_a_chat(site):

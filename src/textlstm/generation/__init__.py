@@ -215,10 +215,10 @@ class Writer:
         with np.errstate(divide="ignore"):
             return log_probs_V, float(np.log(np.exp(log_probs_V[self.ends_V()]).sum()))
 
-    @property
-    def at_best(self) -> float:
-        """Mean log-probability that the text can still reach: if all tokens that are left were certain."""
-        return 0.0 if self._max_tokens is None else self.log_prob / self._max_tokens
+    def at_best(self, length_penalty: float = 1.0) -> float:
+        """What `log_prob`, over that power of the length, can still become: if all tokens to come were certain."""
+        most = self.tokens if length_penalty <= 0 else self._max_tokens  # then longer texts are never better
+        return 0.0 if most is None else float(self.log_prob / np.float64(max(most, 1)) ** length_penalty)
 
     def copy(self) -> Writer:
         """A writer that stands at the same place, with the same random stream."""

@@ -6,7 +6,7 @@ temperature, nothing renormalised. The end counts as a token where the model dre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -18,12 +18,18 @@ from textlstm.errors import UsageError
 from textlstm.generation import Writer, whole_number, write
 from textlstm.state import State
 
+#: Gives ids (B,) and the rows that go on with them, is sent the logits (B, V) after them, and ends with the texts.
+Beams = Generator[tuple[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float32], list[Writer]]
+
 MAX_TEXTS = 1024  # that are looked for side by side
 
 
-def mean_log_prob(writer: Writer) -> float:
-    """Natural logarithm of the probability per token of a text that was weighed."""
-    return writer.log_prob / max(writer.tokens, 1)
+def mean_log_prob(writer: Writer, length_penalty: float = 1.0) -> float:
+    """Natural logarithm of the probability per token of a text that was weighed.
+
+    Another `length_penalty` than 1 is the power of the number of tokens that it is divided by: 0 prefers short texts.
+    """
+    return float(writer.log_prob / np.float64(max(writer.tokens, 1)) ** length_penalty)
 
 
 def check_search(number: int, beams: int | None, best_of: int | None, sampling: SamplingConfig) -> None:
@@ -75,6 +81,25 @@ def beam_search(
     Raises:
         UsageError: the copy guard leaves no way to the end of any text.
     """
+    steps = beam_steps(writer, logits_BV, beams, keep)
+    try:
+        ids, rows = next(steps)
+        while True:
+            logits_BV, state = engine.step(ids, state.select(rows.tolist()))
+            ids, rows = steps.send(logits_BV)
+    except StopIteration as end:
+        found: list[Writer] = end.value
+        return found
+
+
+def beam_steps(
+    writer: Writer, logits_BV: NDArray[np.float32], beams: int, keep: int, length_penalty: float = 1.0
+) -> Beams:
+    """The search without the engine, for who steps that himself; arguments and errors as of `beam_search`."""
+
+    def worth(one: Writer) -> float:
+        return mean_log_prob(one, length_penalty)
+
     alive, ended = ([writer], []) if writer.reason is None else ([], [writer])
     while alive:
         weighed = [one.weigh(logits_V) for one, logits_V in zip(alive, logits_BV, strict=True)]
@@ -90,13 +115,13 @@ def beam_search(
             _extended(alive[row], id, weighed[row][0][id]) for row, id in zip(rows.tolist(), ids.tolist(), strict=True)
         ]
         ended += [twin for twin in twins if twin.reason is not None]
-        ended = sorted(ended, key=mean_log_prob, reverse=True)[: max(keep, 1)]
+        ended = sorted(ended, key=worth, reverse=True)[: max(keep, 1)]
         places = [place for place, twin in enumerate(twins) if twin.reason is None]
         alive = [twins[place] for place in places]
-        if len(ended) >= keep and all(one.at_best <= mean_log_prob(ended[-1]) for one in alive):
+        if len(ended) >= keep and all(one.at_best(length_penalty) <= worth(ended[-1]) for one in alive):
             break
         if alive:
-            logits_BV, state = engine.step(ids[places], state.select(rows[places].tolist()))
+            logits_BV = yield ids[places], rows[places]
     if not ended:
         raise UsageError("no token is left to write in any of the texts; use more beams, or allow longer copies")
     return ended

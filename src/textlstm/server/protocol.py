@@ -160,6 +160,7 @@ class WritingBody(Body):
     guided_regex: Regex | None = None
     guided_choice: Choices | None = None
     use_beam_search: bool | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
     repetition_detection: RepetitionDetection | None = None
     # our own: go on from a state with a name, or from a mixture, and give the state at the end a name
     state: str | Annotated[dict[str, Weight], Field(min_length=1, max_length=8)] | None = None

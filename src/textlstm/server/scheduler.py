@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from textlstm.engine import Engine
 from textlstm.errors import BusyError, TextLSTMError, UsageError
 from textlstm.generation import Writer
+from textlstm.generation.search import Beams, beam_steps
 from textlstm.sampling import Row, log_softmax, probabilities, sample
 from textlstm.state import State
 
@@ -166,6 +167,8 @@ class Job:
         deadline: by `time.monotonic`; None is never.
         seconds: for writing, from the first token on; None is no limit.
         cancelled: nobody waits for it any more.
+        beams: beginnings that are kept at each step where the likeliest texts are looked for; None draws.
+        length_penalty: of that search.
     """
 
     owner: Hashable
@@ -178,18 +181,36 @@ class Job:
     deadline: float | None = None
     seconds: float | None = None
     cancelled: bool = False
+    beams: int | None = None
+    length_penalty: float = 1.0
+    search: Search | None = field(default=None, init=False)  # after the prompt, where texts are looked for
     place: int = field(default=0, init=False)  # tokens of the prompt that were read
     point: Point | None = field(default=None, init=False)  # after them
 
     @property
     def rows(self) -> int:
         """Rows that it takes in the batch."""
-        return max(1, len(self.texts))
+        return max(1, len(self.texts), self.beams or 1)
 
     @property
     def piece(self) -> int:
         """Tokens of the prompt that are read in a round; where each is looked at, it is read alone."""
         return 1 if self.trace is not None else PIECE if self.top is None else MEASURED_PIECE
+
+
+@dataclass
+class Search:
+    """A beam search that waits for its next step.
+
+    Attributes:
+        steps: the search.
+        ids: the next ones of its beginnings.
+        state: that they are read from.
+    """
+
+    steps: Beams
+    ids: NDArray[np.intp]
+    state: State
 
 
 class News(NamedTuple):
@@ -256,7 +277,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Rows in use, those whose prompt is being read included."""
-        return len(self._rows) + sum(job.rows for job in self._reading)
+        return len(self._rows) + sum(job.rows for job in tuple(self._reading))  # asked by other threads
 
     @property
     def waiting(self) -> int:
@@ -321,6 +342,7 @@ class Scheduler:
             try:
                 self._read()
                 self._write()
+                self._look_for()
             except Exception as error:  # a fault of the engine or of ours must not leave readers waiting
                 LOG.exception("a round failed; its requests end with an error")
                 self._fail_all(error)
@@ -378,19 +400,22 @@ class Scheduler:
 
     def _read(self) -> None:
         """Reads a piece of as many prompts as are as long as the first one's piece."""
-        done = [job for job in self._reading if job.place == len(job.ids)]
-        if len(done) < len(self._reading):
+        done = [job for job in self._reading if job.place == len(job.ids) and job.search is None]
+        if any(job.place < len(job.ids) for job in self._reading):
             together, length = self._choose()
             self._read_piece(together, length)
             chosen = set(map(id, together))
             self._reading = deque([j for j in self._reading if id(j) not in chosen] + together)
             done += [job for job in together if job.place == len(job.ids)]
         if done:
-            self._reading = deque(job for job in self._reading if job.place < len(job.ids))
-            self._join(done)
+            self._reading = deque(job for job in self._reading if job.place < len(job.ids) or job.search is not None)
+            self._join([job for job in done if job.beams is None])
+            for job in done:
+                if job.beams is not None:
+                    self._begin_search(job)
 
     def _choose(self) -> tuple[list[Job], int]:
-        unread = [job for job in self._reading if job.place < len(job.ids)]
+        unread = [job for job in self._reading if job.place < len(job.ids)]  # others are looked for by beams
         first = unread[0]
         length = min(len(first.ids) - first.place, first.piece)
         alike = [j for j in unread if len(j.ids) - j.place >= length and j.piece == first.piece]
@@ -437,6 +462,43 @@ class Scheduler:
                 job.deadline = last if job.deadline is None else min(job.deadline, last)
         if len(logits) > 1:
             self._logits_BV, self._state = np.concatenate(logits), State.stack(states)
+
+    def _begin_search(self, job: Job) -> None:
+        assert job.point is not None and job.beams is not None
+        logits_BV, state = job.point
+        self._news.append(News(job, -1, reason="read"))
+        steps = beam_steps(job.texts[0].writer, logits_BV, job.beams, len(job.texts), job.length_penalty)
+        self._reading.append(job)  # which it stays among: it takes rows, and is not in the batch
+        self._step_search(job, steps, state, None)
+
+    def _look_for(self) -> None:
+        """Takes a step of each beam search."""
+        for job in [job for job in self._reading if job.search is not None]:
+            search = job.search
+            assert search is not None
+            logits_BV, state = self._engine.step(search.ids, search.state)
+            self.counts.written_tokens += len(search.ids)
+            self._step_search(job, search.steps, state, logits_BV)
+
+    def _step_search(self, job: Job, steps: Beams, state: State, logits_BV: NDArray[np.float32] | None) -> None:
+        """Hears what a search wants next, or tells what it has found."""
+        try:
+            ids, rows = next(steps) if logits_BV is None else steps.send(logits_BV)
+            job.search = Search(steps, ids, state.select(rows.tolist()))
+            return
+        except StopIteration as end:
+            found: list[Writer] = end.value
+            if len(found) < len(job.texts):
+                error = UsageError(f"there are {len(found)} such texts, not {len(job.texts)}; ask for fewer")
+                self._news.append(News(job, -1, error=error))
+            else:
+                for number, (text, writer) in enumerate(zip(job.texts, found, strict=True)):
+                    text.writer, text.stopped_by = writer, writer.stopped_by
+                    self._news.append(News(job, number, writer.text, reason=writer.reason))
+        except TextLSTMError as error:
+            self._news.append(News(job, -1, error=error))
+        job.search = None
+        self._reading.remove(job)
 
     def _write(self) -> None:
         """Draws a token for every text, tells it, and steps the engine."""

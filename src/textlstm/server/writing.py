@@ -25,6 +25,7 @@ from textlstm.server.scheduler import Job, News, Point, Scheduler, Text, Token
 
 _LONG = 20_000  # characters; longer texts are tokenised in another thread, so that the event loop goes on
 _FINISH = {"length": "length", "deadline": "length", "stop": "stop", "end": "stop", "pattern": "stop"}
+_DRAWING = ("top_n_sigma", "xtc_probability", "dry_multiplier", "mirostat", "samplers", "temperature_last")
 LEAST = -9999.0  # JSON has no -infinity
 
 Ids = NDArray[np.int64]
@@ -119,6 +120,7 @@ class Plan:
     echoes: list[str] | None
     n: int
     best_of: int
+    beams: int | None  # where the likeliest texts are looked for
     max_tokens: int
     top: int | None  # likeliest tokens to report; None reports no log-probabilities
     prompt_top: int | None  # the same for the tokens of prompts, beside their echo
@@ -177,7 +179,9 @@ class Work:
         prompt_top = max(wanted, default=None)
         keep = self.body.save_state is not None
         return Job(
-            self.inbox, ids, texts, start, prompt_top, keep, deadline=plan.deadline, seconds=plan.seconds
+            self.inbox, ids, texts, start, prompt_top, keep, deadline=plan.deadline, seconds=plan.seconds,
+            beams=plan.beams,
+            length_penalty=1.0 if self.body.length_penalty is None else self.body.length_penalty,
         )  # fmt: skip
 
     @property
@@ -372,7 +376,10 @@ async def plan_writing(
     ids = [await _prompt(hub, served, body, prompt) for prompt in prompts]
     if body.save_state is not None:
         hub.shelf.check(body.save_state)
-    require(not body.use_beam_search, "beams are not served; best_of keeps the best of several", "use_beam_search")
+    beams = None
+    if body.use_beam_search:
+        _check_beams(body, top)
+        best_of, beams = n, best_of
     pattern = await _pattern(served, body)
     stop = () if body.stop is None else (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     return Plan(
@@ -380,6 +387,7 @@ async def plan_writing(
         echoes=[_shown(served, body, p, i) for p, i in zip(prompts, ids, strict=True)] if asked.get("echo") else None,
         n=n,
         best_of=best_of,
+        beams=beams,
         max_tokens=asked["max_tokens"],
         top=top,
         prompt_top=prompt_top,
@@ -446,6 +454,20 @@ async def starting_point(hub: Hub, served: Served, state: str | dict[str, float]
     if isinstance(state, str):
         return await asyncio.to_thread(hub.shelf.load, state, config, identity)
     return await asyncio.to_thread(hub.shelf.mix, state, config, identity)
+
+
+def _check_beams(body: WritingBody, top: int | None) -> None:
+    """Refuses what beam search, which draws nothing, would not heed; the temperature and the seed do no harm."""
+    require(not body.stream, "texts that are looked for cannot be streamed", "stream")
+    require(top is None, "not with use_beam_search", "logprobs")
+    off = {"top_k": (0, -1), "top_p": (1,), "min_p": (0,), "typical_p": (1,), "repetition_penalty": (1,)}
+    unheeded = (
+        *_DRAWING, "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "stop_token_ids",
+        "allowed_token_ids", "repetition_detection", "t_max_predict_ms", "save_state", "return_token_ids",
+    )  # fmt: skip
+    for name in (*off, *unheeded):
+        value = getattr(body, name)
+        require(not value or value in off.get(name, ()), "not with use_beam_search, which draws nothing", name)
 
 
 def _sampling(body: WritingBody) -> SamplingConfig:
