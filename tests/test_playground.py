@@ -288,6 +288,8 @@ def test_on_a_phone(chromium, site):
     assert page.locator("html").evaluate("one => one.scrollWidth <= one.clientWidth"), "nothing sticks out"
     page.locator(".token").first.tap()
     page.locator("#peek").wait_for()
+    page.wait_for_timeout(500)  # after the finger was lifted
+    assert page.locator("#peek").is_visible()
     box = page.locator("#peek").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 360
     picture(page, "phone")

@@ -11,12 +11,12 @@ export class TextView {
     this.neuron = null; // values per token, where the colour shows a neuron
     this.shown = [];
     area.addEventListener("pointerover", (event) => this.#hover(event));
-    area.addEventListener("pointerleave", () => this.#leave());
+    area.addEventListener("pointerleave", (event) => this.#leave(event));
     area.addEventListener("click", (event) => this.#click(event));
     area.addEventListener("keydown", (event) => this.#move(event));
     area.addEventListener("focusin", (event) => this.#focus(event));
     peek.addEventListener("pointerenter", () => clearTimeout(this.leaving));
-    peek.addEventListener("pointerleave", () => this.#leave());
+    peek.addEventListener("pointerleave", (event) => this.#leave(event));
     peek.addEventListener("keydown", (event) => this.#choose(event));
     document.addEventListener("pointerdown", (event) => {
       if (!peek.contains(event.target) && !area.contains(event.target)) this.close();
@@ -87,7 +87,8 @@ export class TextView {
     this.waiting = setTimeout(() => this.#open(event.target), 140);
   }
 
-  #leave() {
+  #leave(event) {
+    if (event.pointerType !== "mouse") return; // a finger that is lifted leaves too
     clearTimeout(this.waiting);
     this.leaving = setTimeout(() => this.close(), 260);
   }
