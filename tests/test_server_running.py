@@ -307,11 +307,11 @@ def test_several_workers_share_port_and_states(models):
 
 @pytest.mark.slow
 def test_workers_that_begin_slowly_are_waited_for(models, tmp_path):
-    slowly = 'import sys, time; time.sleep(7 * any("pipe_handle" in one for one in sys.orig_argv))'
+    slowly = 'import sys, time; time.sleep(12 * any("pipe_handle" in one for one in sys.orig_argv))'
     (tmp_path / "sitecustomize.py").write_text(slowly)
     with process(models["letters"], "--port", "0", "--json", "--workers", "2", "--quiet", path=tmp_path) as server:
         port = int(json.loads(server.stdout.readline())["url"].rsplit(":", 1)[1])
-        until(lambda: healthy(port), 60)
+        until(lambda: healthy(port), 40)
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=30)
 
