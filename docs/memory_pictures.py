@@ -1,8 +1,9 @@
 """Makes the pictures of what-does-an-lstm-remember.md, and prints the numbers in them.
 
-    python docs/memory_pictures.py
+    TEXTLSTM_CORPORA=FOLDER python docs/memory_pictures.py
 
-Needs the extras corpora and plot. The model that ships reads the end of its training text, which chooses the cells,
+FOLDER holds the true tinyshakespeare.txt, whose end is the held-out text. Needs the extras corpora and plot. The model
+that ships reads the end of its training text, which chooses the cells,
 and the beginning of its held-out text, which judges them and is what the pictures show.
 """
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from textlstm.bench.quality import training_corpus
+from textlstm.corpus import Part
 from textlstm.inspection import XRay
 from textlstm.inspection.memory import half_lives
 from textlstm.inspection.show import shaded, values_of
@@ -26,8 +28,8 @@ from textlstm.registry import find_model
 from textlstm.scoring import positions
 
 HERE = Path(__file__).parent.resolve()
-CELLS = {"h1.104": "first line of a paragraph: who speaks", "c0.267": "run of capitals", "c0.4": "place in the line"}
-COUNTER = (0, 4)  # layer and cell
+CELLS = {"c1.327": "first line of a paragraph: who speaks", "c1.448": "run of capitals", "c0.296": "place in the line"}
+COUNTER = (0, 296)  # layer and cell
 ORANGE, BLUE, GREY = "#a63c17", "#186aa6", "#999999"
 
 
@@ -109,7 +111,8 @@ def main() -> None:
     model = Model.load("shakespeare")
     corpus = training_corpus(find_model("shakespeare").parent, model.card, print)
     assert corpus is not None
-    chosen_on, judged_on = corpus.dev.text[-30_000:], corpus.val.head(15_000)
+    assert isinstance(corpus.train, Part)
+    chosen_on, judged_on = corpus.train.text[-30_000:], corpus.val.head(15_000)
     xray = model.inspect(chosen_on, judged_on)
     text_picture(xray, "memory-surprise.svg", {"surprise": "darker where a token surprised the model"}, 210)
     text_picture(xray, "memory-cells.svg", CELLS, 150)
