@@ -477,7 +477,7 @@ def test_each_command_says_what_it_learns_from(run):
     assert "without the text that is scored: memories read it first" in told["score"]
     assert "without the data that is compressed: memories read it first" in told["compress"]
     assert "With --interactive: learn from what you type" in told["generate"]
-    assert "memories" not in told["generate"]  # there, weights learn alone
+    assert "memories read it first" in told["generate"] and "--no-learn-memories" in told["generate"]
     assert "--sample-chars" not in told["score"]  # a text that is scored is read whole
 
 
@@ -501,6 +501,86 @@ def test_a_conversation_learns(files, tmp_path):
         with pytest.raises(UsageError, match=words):
             list(talk.hear(line))
     assert "".join(talk.hear("/learn on")) == "learning from what you type" == "".join(talk.hear("/learn"))
+
+
+def distribution(session) -> np.ndarray:
+    """What a session draws its next token from, log-probabilities, shape (V,)."""
+    return log_softmax(session._logits_BV.astype(np.float64))[0]
+
+
+@pytest.mark.parametrize("config", [LEARN, LEARN.replace(learn_memories=False)])
+@pytest.mark.parametrize("primed", [False, True])
+def test_a_session_writes_by_the_distribution_that_scores(primed, config):
+    model = MODEL.primed(TEXT[1_000:1_400]) if primed else MODEL
+    session, text = model.learning(config).session(1), TEXT[:130]
+    learner = model.learner(config)
+    logits_BV, state = learner.begin(1)
+    assert np.allclose(session._logits_BV, logits_BV, atol=1e-5)
+    logits_BV, _ = learner.prefill(model.tokenizer.encode(text).astype(np.int64)[None], state)
+    session.learn(text)
+    assert np.array_equal(session._logits_BV, logits_BV)
+    nats = [model.score(next, context=text, learn=config).nats for next in "aet "]
+    assert np.allclose(nats, [-distribution(session)[ord(next)] for next in "aet "], atol=1e-4)
+    plain = model.session(1)
+    plain.learn(text, config)  # one that is told to learn only here
+    assert np.array_equal(plain._logits_BV, session._logits_BV)
+
+
+def test_memories_stand_after_what_was_written_and_count_only_what_was_typed():
+    """With weights that do not move, a learner reads the same text; its counts must not have grown by the answer."""
+    config = LearnConfig(learn_rate=0.0, learn_decay=0.0)
+    session = MODEL.learning(config).session(1)
+    typed, more = TEXT[:200], TEXT[200:260]
+    session.learn(typed)
+    before = session.state.memory
+    written = session.generate(max_tokens=30)
+    ids = MODEL.tokenizer.encode(written).tolist()
+    network, memory = load_engine(MODEL._file, "torch"), before
+    logits_BV, state = network.begin(1)
+    logits_BV, state = network.prefill(MODEL.tokenizer.encode(typed).astype(np.int64)[None], state)
+    for id in ids:
+        logits_BV, state = network.step(np.array([id]), state)
+        memory = memory.past(id)
+        expected = memory.predict(logits_BV[0], state.h_LBH[-1, 0])
+    session.state  # noqa: B018 - settles
+    assert np.allclose(distribution(session), expected, atol=1e-4)
+    assert not np.allclose(expected, log_softmax(logits_BV.astype(np.float64))[0], atol=1e-3)  # memories do speak
+    session.learn(more)
+    memory = memory.copy()
+    for id in MODEL.tokenizer.encode(more).tolist():
+        memory.update(id)
+        logits_BV, state = network.step(np.array([id]), state)
+        expected = memory.predict(logits_BV[0], state.h_LBH[-1, 0])
+    assert np.allclose(distribution(session), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("memories", [False, True])
+def test_a_conversation_goes_back_with_all_it_has_learnt(memories):
+    config = LearnConfig(learn_rate=1e-2, learn_memories=memories)
+    talk = Conversation(MODEL, MODEL.learning(config).session(3), {"max_chars": 40}, learn=config)
+    list(talk.hear(TEXT[:200]))
+    list(talk.hear("/branch here"))
+    begun = distribution(talk.session)
+    first = "".join(talk.hear(TEXT[200:300]))
+    for command in ("/undo", "/load here"):
+        list(talk.hear(command))
+        assert np.array_equal(distribution(talk.session), begun)
+        assert "".join(talk.hear(TEXT[200:300])) == first
+    learnt = distribution(talk.session)
+    assert "".join(talk.hear("/again")) != first
+    list(talk.hear("/undo"))
+    assert "".join(talk.hear(TEXT[200:300])) == first and np.array_equal(distribution(talk.session), learnt)
+
+
+def test_generate_interactive_mixes_memories(files, run):
+    options = ("--interactive", "--learn", "--seed", "1", "--max-chars", "60", "--learn-from", files[1])
+    told = [run("generate", files[0], TEXT[:300], *options, *more).out for more in ((), ("--no-learn-memories",))]
+    assert told[0] != told[1]
+
+
+def test_what_learns_writes_one_text_at_a_time():
+    with pytest.raises(UsageError, match="one text"):
+        MODEL.learning(LEARN).engine.begin(2)
 
 
 def test_training_leaves_statistics(tmp_path, own_cache):

@@ -117,9 +117,10 @@ class Conversation:
     def _answer(self, text: str) -> Iterator[str]:
         self._last = text
         if text:
-            if self.learn is not None:  # first, so that the text is read by what has learnt from it
-                self.session.model = self.model.learn(text, self.learn, self.session.state)
-            self.session.feed(text)
+            if self.learn is None:
+                self.session.feed(text)
+            else:
+                self.session.learn(text, self.learn)
         yield from self.session.stream(**self.options)
 
     def _remember(self) -> None:

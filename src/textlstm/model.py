@@ -32,7 +32,7 @@ from textlstm.tokenizer import Tokenizer, checked_text, text_to_bytes
 if TYPE_CHECKING:  # what writing does not need is imported when it is used
     from textlstm.coding import Coder, Compressed
     from textlstm.inspection import XRay
-    from textlstm.learning import LearningEngine
+    from textlstm.learning import LearningEngine, WritingEngine
     from textlstm.memories import Mixture
     from textlstm.novelty import CopyGuard, SuffixIndex
     from textlstm.scoring import Report
@@ -47,6 +47,7 @@ class Model:
             in single precision.
         threads: cores that one step may use; None leaves it to the engine.
         read_first: tokens that memories have read before they learn; see `primed`.
+        learnt: what writes instead of that engine; see `learning`.
 
     Attributes:
         config: the network's shape.
@@ -60,8 +61,10 @@ class Model:
         engine: str | None = None,
         threads: int | None = None,
         read_first: NDArray[np.int32] | None = None,
+        learnt: WritingEngine | None = None,
     ) -> None:
         self._file, self._engine_name, self._threads, self._read_first = file, engine, threads, read_first
+        self._learnt = learnt
         self.config: ModelConfig = file.config
         self.tokenizer: Tokenizer = file.tokenizer
         self.card: dict[str, Any] = file.card
@@ -83,12 +86,14 @@ class Model:
     @cached_property
     def engine(self) -> Engine:
         """What writes; made when it is first needed."""
-        return load_engine(self._file, self._engine_name or writing_engine(), self._threads)
+        return self._learnt or load_engine(self._file, self._engine_name or writing_engine(), self._threads)
 
     @cached_property
     def scoring_engine(self) -> Engine:
         """What gives probabilities and scores; made when it is first needed."""
-        return self.engine if self._engine_name else load_engine(self._file, "onnx", self._threads)
+        if self._engine_name and self._learnt is None:
+            return self.engine
+        return load_engine(self._file, self._engine_name or "onnx", self._threads)
 
     def next_token_probs(self, text: str = "") -> NDArray[np.float64]:
         """Probabilities of the token after a text, shape (V,), the document boundary included; they sum to 1."""
@@ -158,6 +163,42 @@ class Model:
         config = learn if isinstance(learn, LearnConfig) else LearnConfig()
         return LearningEngine(self._file, config, self._memories.copy() if config.learn_memories else None)
 
+    def learning(self, learn: LearnConfig | bool = True) -> Model:
+        """This model, with sessions that are written by weights and memories as `score` with `learn` has them.
+
+        Args:
+            learn: how it learns from what `Session.learn` is given; True is `LearnConfig()`.
+        """
+        return Model(self._file, self._engine_name, self._threads, self._read_first, self._beginner(learn))
+
+    def _beginner(self, learn: LearnConfig | bool) -> WritingEngine:
+        learner = self.learner(learn)
+        from textlstm.learning import WritingEngine
+
+        return WritingEngine(learner)
+
+    def learnt_from(
+        self, text: str, state: State | None, learn: LearnConfig | bool = True
+    ) -> tuple[Model, NDArray[np.float32], State]:
+        """Reads a text within a session, and learns from it; this model stays what it is.
+
+        Args:
+            text: the text, at least one token.
+            state: where it begins; None is the model's start.
+            learn: how, if it has not begun to learn.
+
+        Returns:
+            What has learnt, logits after the text, shape (1, V), and the state to go on from.
+        """
+        ids = self.tokenizer.encode(checked_text(text)).astype(np.int64)
+        learnt, logits_BV, after = (self._learnt or self._beginner(learn)).learn(ids, state)
+        file = self._file_that_learnt(text, learnt.weights())
+        return Model(file, self._engine_name, self._threads, self._read_first, learnt), logits_BV, after
+
+    def _file_that_learnt(self, text: str, weights: dict[str, NDArray[np.float32]]) -> ModelFile:
+        told = [*self.card.get("learnt", []), {"chars": len(text), "sha256": sha256(text_to_bytes(text)).hexdigest()}]
+        return dataclasses.replace(self._file, weights=weights, card={**self.card, "learnt": told}, sha256="")
+
     @cached_property
     def _memories(self) -> Mixture:
         """Memories that have read nothing but the text that the model was primed with."""
@@ -184,10 +225,7 @@ class Model:
         if len(ids):
             engine.prefill(ids[None], engine.begin(1)[1] if state is None else state)
         engine.finish()
-        told = [*self.card.get("learnt", []), {"chars": len(text), "sha256": sha256(text_to_bytes(text)).hexdigest()}]
-        card = {**self.card, "learnt": told}
-        file = dataclasses.replace(self._file, weights=engine.weights(), card=card, sha256="")
-        return Model(file, self._engine_name, self._threads)
+        return Model(self._file_that_learnt(text, engine.weights()), self._engine_name, self._threads)
 
     def primed(self, text: str, progress: metrics.Progress = metrics.no_progress) -> Model:
         """This model, prepared to learn by a text that it was trained on, or one like it.

@@ -90,18 +90,17 @@ def common_options(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")(command)
 
 
-def learning_options(what: str, memories: bool = True, when: str = "") -> Callable[[Command], Command]:
+def learning_options(what: str, when: str = "") -> Callable[[Command], Command]:
     """Options of a command that can learn.
 
     Args:
         what: that it learns from.
-        memories: whether memories take part, or the weights alone.
         when: a condition of all this, in words.
     """
 
     def decorate(command: Command) -> Command:
-        command = options_of(LearnConfig, skip=[] if memories else ["learn_memories"])(command)
-        first = f", without {what}: memories read it first, and" if memories else ":"
+        command = options_of(LearnConfig)(command)
+        first = f", without {what}: memories read it first, and"
         command = click.option(
             "--learn-from",
             help=f"With --learn: what the model was trained on, a file or corpus{first} gradients are measured on it.",

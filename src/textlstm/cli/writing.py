@@ -52,7 +52,7 @@ from textlstm.config import ENGINES, LearnConfig, PatternConfig, SamplingConfig
 @options_of(PatternConfig, skip=["choices"])
 @click.option("--beams", type=int, help="Look for the likeliest text by beam search, with this many beginnings.")
 @click.option("--interactive", "-i", is_flag=True, help="Write together: type texts and commands, /help lists them.")
-@learning_options("what you type", memories=False, when="with --interactive: ")
+@learning_options("what you type", when="with --interactive: ")
 @click.option("--best-of", type=int, help="Write this many texts and keep the likeliest, by the mean over its tokens.")
 @common_options
 def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any) -> None:
@@ -180,6 +180,7 @@ def _converse(
 
     if all(options[name] is None for name in ("max_tokens", "max_chars")):
         options["max_chars"] = 300
+    model = model if learn is None else model.learning(learn)
     session = model.session(seed, **sampling.to_dict())
     conversation = Conversation(model, session, options, index=find, learn=learn)
     in_terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from textlstm.config import ModelConfig, PatternConfig, SamplingConfig
+from textlstm.config import LearnConfig, ModelConfig, PatternConfig, SamplingConfig
 from textlstm.engine import Engine
 from textlstm.errors import ConfigError, ModelFileError, UsageError
 from textlstm.files import write_atomically
@@ -49,6 +49,9 @@ class Owner(Protocol):
     def engine(self) -> Engine: ...
     def pattern(self, config: PatternConfig) -> Pattern | None: ...
     def copy_guard(self, max_copy: int | None, source: Any) -> Guard | None: ...
+    def learnt_from(
+        self, text: str, state: State | None, learn: LearnConfig | bool
+    ) -> tuple[Owner, NDArray[np.float32], State]: ...
 
 
 class Guard(Protocol):
@@ -95,12 +98,8 @@ class Session:
 
     @property
     def model(self) -> Owner:
-        """What reads and writes; may be replaced by what it has become by learning, which takes over the memory."""
+        """What reads and writes, with what it has learnt."""
         return self._model
-
-    @model.setter
-    def model(self, model: Owner) -> None:
-        self._model = model
 
     @property
     def state(self) -> State:
@@ -113,6 +112,24 @@ class Session:
         checked_text(text)
         self._settle()
         self._read(text)
+        self._note(text)
+
+    def learn(self, text: str, learn: LearnConfig | bool = True) -> None:
+        """Reads a text and learns from it; what is written then comes from what has learnt, in this session only.
+
+        Each token is learnt after it was predicted, and what the session writes teaches it nothing.
+
+        Args:
+            text: is encoded by itself.
+            learn: how; True is `LearnConfig()`. What has begun to learn goes on as it began.
+        """
+        checked_text(text)
+        self._settle()
+        ids = self._model.tokenizer.encode(text)
+        if len(ids):
+            state = self._state if self.chars else None
+            self._model, self._logits_BV, self._state = self._model.learnt_from(text, state, learn)
+            np.add.at(self._fed_V, ids, 1)
         self._note(text)
 
     def stream(

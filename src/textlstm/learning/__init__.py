@@ -11,11 +11,22 @@ m the mean of rms over all weights. Where gradients are usually large, steps are
 recurrent state is carried on as it is: it was computed by the weights before the step.
 
 `statistics` measures and codes rms; `dynamic` has the weights and their step; `engine` reads a text with them, as any
-other engine does, so that whatever scores, compresses or reads closely can learn as well.
+other engine does, so that whatever scores, compresses or reads closely can learn as well; `writing` writes with what
+was learnt.
 """
 
 from textlstm.learning.dynamic import DynamicEvaluation, measure
 from textlstm.learning.engine import LearningEngine, Memory, read_settings
 from textlstm.learning.statistics import code, decode
+from textlstm.learning.writing import WritingEngine
 
-__all__ = ["DynamicEvaluation", "LearningEngine", "Memory", "code", "decode", "measure", "read_settings"]
+__all__ = [
+    "DynamicEvaluation",
+    "LearningEngine",
+    "Memory",
+    "WritingEngine",
+    "code",
+    "decode",
+    "measure",
+    "read_settings",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,6 +73,14 @@ class DynamicEvaluation:
         if file.statistics:
             rms = {name: torch.from_numpy(array) for name, array in decode(file.config, file.statistics).items()}
             self._steps = self._steps_of(rms)
+
+    def copy(self) -> DynamicEvaluation:
+        """One whose weights move by themselves; the trained ones are shared."""
+        other = copy.copy(self)
+        other._network = copy.deepcopy(self._network)
+        other._parameters = dict(other._network.named_parameters())
+        other._squares = dict(self._squares)
+        return other
 
     def zero_state(self) -> State:
         """The state before anything was read, of one row, as tensors."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -33,8 +34,14 @@ class Memory(Protocol):
     def predict(self, logprobs_V: NDArray[np.float64], hidden_H: NDArray[np.float32] | None) -> NDArray[np.float64]:
         """Natural logarithms of the probabilities of the next token, given the network's own."""
 
-    def update(self, id: int) -> None:
+    def update(self, token: int) -> None:
         """Takes the token that came."""
+
+    def past(self, token: int | None) -> Memory:
+        """One that stands after a token that it does not learn from; None is where this one stands."""
+
+    def copy(self) -> Memory:
+        """One that goes on by itself."""
 
 
 class LearningEngine(Engine):
@@ -48,13 +55,16 @@ class LearningEngine(Engine):
         file: the model; it is not changed.
         config: how it learns.
         memory: what else predicts.
+
+    Attributes:
+        memory: the same, with what it has read.
     """
 
     name = "learning"
 
     def __init__(self, file: ModelFile, config: LearnConfig, memory: Memory | None = None) -> None:
         super().__init__(file.config)
-        self._file, self._settings, self._memory = file, config, memory
+        self._file, self._settings, self.memory = file, config, memory
         self._dynamic = DynamicEvaluation(file, config)
         self._returned: State | None = None
         self._state = self._before = self._dynamic.zero_state()  # now, and before the segment that is being read
@@ -73,7 +83,7 @@ class LearningEngine(Engine):
         digest = hashlib.sha256(json.dumps([__version__, torch.__version__, self._settings.to_dict()]).encode())
         for name in sorted(self._file.statistics):
             digest.update(name.encode() + self._file.statistics[name].tobytes())
-        digest.update(b"" if self._memory is None else self._memory.origin)
+        digest.update(b"" if self.memory is None else self.memory.origin)
         usual = LearnConfig().to_dict()
         unusual = {name: value for name, value in self._settings.to_dict().items() if value != usual[name]}
         return digest.digest()[:_DIGEST] + (json.dumps(unusual).encode() if unusual else b"")
@@ -94,8 +104,34 @@ class LearningEngine(Engine):
             part = ids_T[place : place + self._settings.learn_segment - len(self._segment)]
             logits.append(self._read(part))
             place += len(part)
-        self._returned = State(self._state.h_LBH.numpy(), self._state.c_LBH.numpy())
+        self._returned = _arrays(self._state)
         return np.concatenate(logits)[positions_P][None], self._returned
+
+    def look(self, ids_T: NDArray[np.int64], state: State) -> tuple[NDArray[np.float32], NDArray[np.float32], State]:
+        """Reads some tokens and learns nothing, as if it had not been asked.
+
+        Returns:
+            The network's own logits after each, shape (T, V); its outputs, shape (T, H); the state.
+        """
+        reading = self._dynamic.read(ids_T, _tensors(state), to_learn=False)
+        return reading.logits_TV.numpy(), reading.hidden_TH.numpy(), _arrays(reading.state)
+
+    def copy(self, memory: Memory | None) -> Self:
+        """One that learns by itself, with its own copy of a memory; between two texts, after `finish`."""
+        other = copy.copy(self)
+        other._dynamic, other.memory = self._dynamic.copy(), None if memory is None else memory.copy()
+        other._segment = list(self._segment)
+        return other
+
+    def go_on(self, state: State, predicted: bool) -> None:
+        """Takes a state for its own, from which the next call goes on.
+
+        Args:
+            state: the state.
+            predicted: whether the memory has predicted what comes next.
+        """
+        self._begin(state)
+        self._returned, self._predicted = state, predicted
 
     def finish(self) -> None:
         """Learns from what was read since the last step."""
@@ -110,8 +146,7 @@ class LearningEngine(Engine):
 
     def _begin(self, state: State) -> None:
         self.finish()
-        tensors = (torch.tensor(array, dtype=torch.float32) for array in (state.h_LBH, state.c_LBH))
-        self._state = State(*tensors)
+        self._state = _tensors(state)
         self._predicted = False
 
     def _read(self, part: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -124,7 +159,7 @@ class LearningEngine(Engine):
         self._segment += part.tolist()
         self._state = reading.state
         logits_TV: NDArray[np.float32] = reading.logits_TV.detach().numpy()
-        return logits_TV if self._memory is None else self._mixed(self._memory, part, logits_TV, reading)
+        return logits_TV if self.memory is None else self._mixed(self.memory, part, logits_TV, reading)
 
     def _mixed(
         self, memory: Memory, part: NDArray[np.int64], logits_TV: NDArray[np.float32], reading: Reading
@@ -135,7 +170,7 @@ class LearningEngine(Engine):
         for t, id in enumerate(part.tolist()):
             if self._predicted:
                 memory.update(id)
-            mixed_TV[t] = memory.predict(_logprobs(logits_TV[t]), hidden_TH[t])
+            mixed_TV[t] = memory.predict(logprobs(logits_TV[t]), hidden_TH[t])
             self._predicted = True
         return mixed_TV
 
@@ -164,7 +199,16 @@ def read_settings(settings: bytes) -> LearnConfig:
         raise CodingError(f"its settings of learning cannot be read: {error}") from error
 
 
-def _logprobs(logits_V: NDArray[np.float32]) -> NDArray[np.float64]:
+def _tensors(state: State) -> State:
+    return State(*(torch.tensor(array, dtype=torch.float32) for array in (state.h_LBH, state.c_LBH)))
+
+
+def _arrays(state: State) -> State:
+    return State(state.h_LBH.numpy(), state.c_LBH.numpy())
+
+
+def logprobs(logits_V: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural logarithms of the probabilities that logits give, shape (V,)."""
     wide_V = logits_V.astype(np.float64)
     wide_V -= wide_V.max()
     logprobs_V: NDArray[np.float64] = wide_V - np.log(np.exp(wide_V).sum())

@@ -142,6 +142,22 @@ class Mixture:
         other._mixer, other._neural = self._mixer.copy(), self._neural.copy()
         return other
 
+    def past(self, token: int | None) -> Mixture:
+        """One that stands after a token that it does not learn from; None is where this one stands.
+
+        It shares what was learnt, so that it costs little, and may predict; to learn, take a `copy` of it.
+        """
+        other = copy.copy(self)
+        # What a voice said last is its own, what it has learnt is shared.
+        other._counts, other._last = copy.copy(self._counts), copy.copy(self._last)
+        other._matched = copy.copy(self._matched)
+        other._inputs_NK = other._hidden_H = None
+        if token is not None:
+            other._contexts = self._contexts.copy()
+            other._contexts.push(token)
+            other._match = self._match.past(token)
+        return other
+
     def predict(
         self, logprobs_V: NDArray[np.floating[Any]], hidden_H: NDArray[np.floating[Any]] | None = None
     ) -> NDArray[np.float64]:
