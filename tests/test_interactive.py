@@ -237,6 +237,24 @@ def test_keys(conversation, tmp_path):
     assert other.session.text.startswith("Once") and not other.over
 
 
+def test_a_signal_while_the_terminal_changes_over_is_no_end(conversation, monkeypatch):
+    """Before and behind a prompt Ctrl-C is a signal, not a key."""
+    prompts, ask = [], interactive.PromptSession.prompt
+
+    def signalled(self, **options):
+        prompts.append(options)
+        assert len(prompts) < 9
+        os.kill(os.getpid(), signal.SIGINT)
+        line = ask(self, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return line
+
+    monkeypatch.setattr(interactive.PromptSession, "prompt", signalled)
+    type_in(conversation, "Once\r/quit\r")
+    assert len(prompts) == 2 and conversation.session.text.startswith("Once") and conversation.over
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_history_that_cannot_be_kept(conversation, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "file" / "cache"))

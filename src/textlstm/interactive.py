@@ -339,9 +339,12 @@ def terminal_reader(conversation: Conversation) -> Callable[[], str]:
     )
 
     def read() -> str:
-        while True:
-            with suppress(KeyboardInterrupt):
-                return prompt.prompt()
+        # At a prompt Ctrl-C is a key. The signal comes where it is pressed while the terminal changes over, and would
+        # end the program, or leave the prompt half set up.
+        with _interruptible():
+            while True:
+                with suppress(KeyboardInterrupt):
+                    return prompt.prompt(handle_sigint=False)
 
     return read
 
