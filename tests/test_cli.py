@@ -426,11 +426,11 @@ def test_info_is_a_summary_and_verbose_the_whole_card(run):
     assert len(lines) <= 12 and all(line == line.rstrip() for line in lines)
     report = run("info", "shakespeare", "--json").json
     score = report["card"]["scores"]["val"]
-    for part in (report["sha256"], "2 x 384", "4,502,034 characters", f"{score['nats_per_char']:.4f}", "int8"):
+    for part in (report["sha256"], "2 x 512", "5,683,809 characters", f"{score['nats_per_char']:.4f}", "int8"):
         assert part in done.out, part
     assert "--to int8" not in done.out and "--verbose" in done.out
     verbose = run("info", "shakespeare", "--verbose").out
-    assert "train.batch_size  24\n" in verbose and "train.batch_size" not in done.out
+    assert "train.batch_size  16\n" in verbose and "train.batch_size" not in done.out
     assert all(line == line.rstrip() for line in verbose.splitlines())
 
 

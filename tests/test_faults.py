@@ -649,7 +649,7 @@ FIELDS = [
 def other_value(value, name: str):
     special = {
         "encoding": "latin-1", "newlines": "lf", "column": "body", "val": "other.txt", "val_chars": 100,
-        "tokenizer": "char", "clip": 0.5, "sample_every": 3, "spike_sigmas": 0.0, "precision": "bf16",
+        "tokenizer": "char", "clip": 0.5, "sample_every": 3, "spike_sigmas": 0.0, "precision": "tf32",
         "sample_chars": 900,
     }  # fmt: skip
     if name in special:

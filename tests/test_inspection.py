@@ -362,11 +362,13 @@ def run(monkeypatch, capsys, tmp_path):
 
 def test_command_finds_cells_in_the_shipped_model(run, tmp_path):
     """Chosen on the end of its training text, judged on what was held out: at least three properties above 0.6."""
-    code, out, _ = run("inspect", "shakespeare", "--chars", "6000", "--json", "--html", "x.html")
+    code, out, err = run("inspect", "python", "--chars", "6000", "--json", "--html", "x.html")
+    if "writes itself" in err:
+        pytest.skip("this Python's library is not the one that the model learnt from")
     report = json.loads(out.splitlines()[-1])
     assert code == 0 and (tmp_path / "x.html").stat().st_size > 100_000
     good = {one["what"] for one in report["cells"] if one["held_out"] is not None and one["held_out"] >= 0.6}
-    assert len(good) >= 3
+    assert len(good) >= 3 and "in an indented line" in good
     assert set(report) == {"model", "nats_per_token", "gates", "cells", "influence", "nearest"}
 
 

@@ -132,9 +132,12 @@ def test_settings_are_shown_as_they_are_typed(conversation):
     """What `/set` shows can be typed behind `/set`, and changes nothing."""
     conversation.options = {"max_chars": 20, "stop": ("x\n",), "choices": [], "max_copy": None}
     assert hear(conversation, "/set") == (
-        "repetition-penalty 1\nfrequency-penalty 0\npresence-penalty 0\ntemperature 0.8\ntop-k 0\ntypical-p 1\n"
-        "top-p 1\nmin-p 0\nmax-tokens off\nmax-chars 20\nstop x\\n\nstop-at-end off\ncopy-source off\nmax-copy off\n"
-        "regex off\ntemplate off\nblanks off\nline-length off\nprefix off\nchoices off"
+        "repetition-penalty 1\nfrequency-penalty 0\npresence-penalty 0\ndry-multiplier 0\ndry-base 1.75\n"
+        "dry-allowed-length 2\ndry-penalty-last-n -1\ndry-breakers off\ntemperature 0.8\ntop-k 0\n"
+        "typical-p 1\ntop-p 1\nmin-p 0\ntop-n-sigma 0\nxtc-probability 0\nxtc-threshold 0.1\nmirostat 0\n"
+        "mirostat-tau 5\nmirostat-eta 0.1\nsamplers off\ntemperature-last off\nmax-tokens off\nmax-chars 20\n"
+        "stop x\\n\nstop-at-end off\ncopy-source off\nmax-copy off\nregex off\ntemplate off\nblanks off\n"
+        "line-length off\nprefix off\nchoices off"
     )
     for command in ("stop-at-end on", "stop x\\n", "temperature 1e-05", "prefix a b"):
         assert hear(conversation, f"/set {command}") == command
@@ -173,7 +176,8 @@ def test_copies_are_limited_across_answers(conversation):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("/lod a", "did you mean /load"), ("/re", "/redo or /reset"), ("/set temp 1", "temperature or template"),
+        ("/lod a", "did you mean /load"), ("/re", "/redo or /reset"),
+        ("/set temp 1", "temperature or temperature-last or template"),
         ("/zzz", "/help"), ("/load absent", "no session"), ("/load", "a name"),
         ("/save a b", "a name"), ("/save ..", "a name"), ("/branch a?", "a name"),
         ("/set temprature 1", "temperature"), ("/set temperature hot", "a number, not 'hot'"),
@@ -204,8 +208,8 @@ def test_help_names_all_commands_within_80_columns():
     ("begun", "expected"),
     [
         ("/l", ["/learn", "/load"]), ("/re", ["/redo", "/reset"]), ("/load ", ["one", "two"]), ("/save tw", ["two"]),
-        ("/set tempe", ["temperature"]), ("/set max-", ["max-tokens", "max-chars", "max-copy"]), ("Once /l", []),
-        ("/undo ", []), ("", []),
+        ("/set tempe", ["temperature", "temperature-last"]), ("/set max-", ["max-tokens", "max-chars", "max-copy"]),
+        ("Once /l", []), ("/undo ", []), ("", []),
     ],
 )  # fmt: skip
 def test_completion(conversation, begun, expected):

@@ -257,7 +257,7 @@ def test_generate_and_score_tell_what_is_copied(cache, tmp_path, monkeypatch, ca
     report = json.loads(out.splitlines()[-1])
     assert code == 0 and report["novelty"][0]["copied_40"] == 1
     code, _, err = run("generate", "shakespeare", "--max-copy", "5")
-    assert code == 2 and "copy-source" in err and "learnt from shakespeare" in err
+    assert code == 2 and "copy-source" in err and "learnt from plays" in err
     assert run("generate", "shakespeare", "--copy-source", "absent.txt")[0] == 2
 
 

@@ -278,7 +278,7 @@ def _kind(config: type, name: str) -> Any:
 def _read(name: str, kind: Any, value: str) -> Any:
     if kind is bool and value.lower() in _YES + _NO:
         return value.lower() in _YES
-    if name not in _sampling_settings() and value.lower() in _NO:
+    if (kind is str or name not in _sampling_settings()) and value.lower() in _NO:
         return () if name == "stop" else None
     if kind is str and value:
         return value if name == "regex" else value.replace("\\n", "\n")
