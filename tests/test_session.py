@@ -390,6 +390,7 @@ def feed_and_measure(characters: int, piece: int) -> tuple[int, Session]:
     for _ in range(characters // piece):
         session.feed(text)
         session.generate(max_tokens=5)
+        gc.collect()  # what is held counts, not how seldom Python looks for cycles
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(session.text) == TAIL and session.chars >= characters
