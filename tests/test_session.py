@@ -8,6 +8,7 @@ import json
 import resource
 import tempfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -294,8 +295,12 @@ def test_a_session_finds_a_model_that_ships(tmp_path, monkeypatch):
     assert isinstance(found, Session) and found.text == "ROMEO:"
     assert found.generate(max_tokens=20) == session.generate(max_tokens=20)
     MODELS["byte"].session(0).save(tmp_path / "s")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"does not ship.*name it"):
         Session.load(tmp_path / "s")
+    Path("runs/own-1").mkdir(parents=True)
+    MODELS["byte"].save("runs/own-1/model.safetensors")
+    assert Session.load("s").generate(max_tokens=5) == MODELS["byte"].session(0).generate(max_tokens=5)
 
 
 def test_files_that_are_no_session(tmp_path):

@@ -493,7 +493,8 @@ class Session(sessions.Session):
 
         Args:
             path: its file.
-            model: what it was written with; None looks among the models that ship and the cache's `models`.
+            model: what it was written with; None looks among the models that ship, in the cache's
+                `models`, and in the run folders of `runs`.
 
         Raises:
             UsageError: there is no such file, its model is not found, or it is another one.
@@ -506,7 +507,7 @@ def _find(identity: str) -> Model:
     try:
         return Model(find_model_by_identity(identity))
     except UsageError as error:
-        problem = f"the session belongs to a model that does not ship (identity {identity[:12]}…)"
+        problem = f"the session belongs to a model that does not ship and is not in runs (identity {identity[:12]}…)"
         raise UsageError(f"{problem}; name it: Session.load(path, textlstm.load(...))") from error
 
 

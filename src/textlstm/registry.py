@@ -67,7 +67,9 @@ def training_text(model: Path) -> tuple[list[str], CorpusConfig] | None:
 
 
 def find_model_by_identity(beginning: str) -> ModelFile:
-    """The model whose identity begins with some hexadecimal digits, among those that ship and the cache's `models`.
+    """The model whose identity begins with some hexadecimal digits.
+
+    Looked for among the models that ship, in the cache's `models`, and in the run folders of `runs`.
 
     Raises:
         UsageError: there is none.
@@ -75,11 +77,12 @@ def find_model_by_identity(beginning: str) -> ModelFile:
     from textlstm.corpus import cache_dir  # not needed to find a model by name, and slow to import
 
     cached = sorted((cache_dir() / "models").glob("*.safetensors"))
-    for path in (*shipped_models().values(), *cached):
+    runs = (folder / MODEL_FILE for folder in own_models())
+    for path in (*shipped_models().values(), *cached, *runs):
         try:
             file = read_model(path)
         except (OSError, TextLSTMError):
-            continue  # a damaged file in the cache is not the one
+            continue  # a damaged file is not the one
         if file.identity.startswith(beginning):
             return file
     raise UsageError(
