@@ -165,6 +165,8 @@ def test_inspect_without_files_reads_the_held_out_text(run_folder, trained, run,
 
 @pytest.mark.slow
 def test_the_shipped_model_knows_its_splits(tmp_path):
-    card = Model.load("shakespeare").card
+    card = Model.load("python").card
     corpus = training_corpus(tmp_path / "m.safetensors", card, print)
-    assert corpus is not None and corpus.val.num_chars == card["split"]["val_chars"]
+    if corpus is None:
+        pytest.skip("this Python's library is not the one that the model learnt from")
+    assert corpus.val.num_chars == card["split"]["val_chars"]
