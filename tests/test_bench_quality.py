@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import math
+import platform
 import shutil
 
 import numpy as np
@@ -164,9 +165,8 @@ def test_inspect_without_files_reads_the_held_out_text(run_folder, trained, run,
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(platform.python_version() != "3.11.7", reason="it learnt from the library of 3.11.7")
 def test_the_shipped_model_knows_its_splits(tmp_path):
     card = Model.load("python").card
     corpus = training_corpus(tmp_path / "m.safetensors", card, print)
-    if corpus is None:
-        pytest.skip("this Python's library is not the one that the model learnt from")
-    assert corpus.val.num_chars == card["split"]["val_chars"]
+    assert corpus is not None and corpus.val.num_chars == card["split"]["val_chars"]

@@ -115,7 +115,7 @@ class Session:
         self._note(text)
 
     def learn(self, text: str, learn: LearnConfig | bool = True) -> None:
-        """Reads a text and learns from it; what is written then comes from what has learnt, in this session only.
+        """Reads a text and learns from it; what it writes from then on comes from what has learnt, and no other does.
 
         Each token is learnt after it was predicted, and what the session writes teaches it nothing.
 
