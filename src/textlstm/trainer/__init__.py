@@ -29,6 +29,7 @@ from textlstm.state import State
 from textlstm.trainer.checkpoint import Checkpoint
 from textlstm.trainer.device import arithmetic, autocast, to_device
 from textlstm.trainer.distributed import Group
+from textlstm.trainer.optimizer import AdamW
 from textlstm.trainer.spikes import SpikeGuard
 
 Weights = dict[str, NDArray[np.float32]]
@@ -191,17 +192,7 @@ class Trainer:
         self.network.to(device)
         self.averaged = copy.deepcopy(self.network) if train.ema else self.network
         self._parameters = dict(self.network.named_parameters())
-        matrices = [p for p in self._parameters.values() if p.ndim > 1]
-        vectors = [p for p in self._parameters.values() if p.ndim == 1]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": train.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=train.lr,
-            betas=(train.beta1, train.beta2),
-            fused=True,
-        )
+        self._optimizer = AdamW(self._parameters, train.beta1, train.beta2, train.weight_decay)
         self._generator = torch.Generator(device).manual_seed(train.seed + 1)
         if self.group.size > reader.batch_size:
             raise UsageError(f"{self.group.size} processes need as many lanes; --batch-size gives {reader.batch_size}")
@@ -297,10 +288,10 @@ class Trainer:
         else:
             self._apply(norm)
             self._skipped = 0
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.clear_gradients()
         self.step += 1
         return StepReport(
-            self.step, config.steps, nats, self._optimizer.param_groups[0]["lr"], batch.x_BT.size,
+            self.step, config.steps, nats, learning_rate(config, self.step - 1), batch.x_BT.size,
             time.perf_counter() - started, fetched.epoch, skipped,
         )  # fmt: skip
 
@@ -348,9 +339,7 @@ class Trainer:
         config = self.config
         if config.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), config.clip, norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
-        self._optimizer.step()
+        self._optimizer.step(learning_rate(config, self.step))
         if config.ema:
             pairs = zip(self.averaged.parameters(), self.network.parameters(), strict=True)
             averaged, current = (list(side) for side in zip(*pairs, strict=True))
@@ -425,9 +414,7 @@ class Trainer:
             tensors[f"state.{name}"] = _numpy(self.group.gather(part, total))
         for name, parameter in self._parameters.items():
             tensors[f"network.{name}"] = _numpy(parameter)
-            for moment in ("exp_avg", "exp_avg_sq", "step"):
-                if parameter in self._optimizer.state:
-                    tensors[f"{moment}.{name}"] = _numpy(self._optimizer.state[parameter][moment])
+        tensors |= {name: _numpy(moment) for name, moment in self._optimizer.named_moments()}
         if self.config.ema:
             tensors |= {f"averaged.{name}": _numpy(p) for name, p in self.averaged.named_parameters()}
         values = {
@@ -457,11 +444,7 @@ class Trainer:
         try:
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(tensors[f"network.{name}"]))
-                moments = {
-                    m: tensors[f"{m}.{name}"] for m in ("exp_avg", "exp_avg_sq", "step") if f"{m}.{name}" in tensors
-                }
-                if moments:
-                    self._optimizer.state[parameter] = {m: torch.from_numpy(a).to(device) for m, a in moments.items()}
+            self._optimizer.restore({name: torch.from_numpy(array) for name, array in tensors.items()})
             if self.config.ema:
                 for name, parameter in self.averaged.named_parameters():
                     parameter.copy_(torch.from_numpy(tensors[f"averaged.{name}"]))
