@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 #: Names of the instruction sets, best first, and the flags of a processor that has them.
 KINDS = {
+    "amx": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "amx_tile", "amx_int8"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
     "avxvnni": {"avx2", "fma", "bmi2", "avx_vnni"},
     "avx2": {"avx2", "fma", "bmi2"},
@@ -132,6 +133,7 @@ class Kernel:
         self.pack = _function(getattr(library, f"pack_{kind}"), 5, 3)
         self.run = _function(getattr(library, f"run_{kind}"), 0, 2)
         self.run.restype = c_int64
+        kind = "avx512" if kind == "amx" else kind  # tiles multiply bytes; all else is the same
         self.draw = _function(getattr(library, f"draw_{kind}"), 2, 3)
         self.draw.restype = c_int64
         self.exponentials = _function(getattr(library, f"exponentials_{kind}"), 0, 1)
@@ -178,7 +180,17 @@ def kinds() -> tuple[str, ...]:
     except OSError:
         return ()
     flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    return tuple(kind for kind, needed in KINDS.items() if needed <= flags)
+    return tuple(kind for kind, needed in KINDS.items() if needed <= flags and (kind != "amx" or _tiles_are_given()))
+
+
+def _tiles_are_given() -> bool:
+    """Asks the system for the registers of AMX, which it gives to a process that asks."""
+    try:
+        ask = ctypes.CDLL(str(_LIBRARY)).ask_amx
+    except OSError:
+        return False
+    ask.restype = c_int64
+    return bool(ask() == 0)
 
 
 @cache

@@ -10,6 +10,8 @@ for source in int8 sampling softmax; do
     gcc $flags -march=haswell -mavxvnni -DLANES=8 -DDOT=1 -DKIND=avxvnni -c $source.c -o "$objects/$source-2.o"
     gcc $flags -march=haswell -DLANES=8 -DDOT=0 -DKIND=avx2 -c $source.c -o "$objects/$source-3.o"
 done
+gcc $flags -march=cascadelake -mamx-tile -mamx-int8 -mprefer-vector-width=512 -DLANES=16 -DDOT=1 -DTILES=1 -DKIND=amx -c int8.c \
+    -o "$objects/int8-4.o"
 # Sums of products may be fused here, and only here: nothing compares them bit for bit.
 gcc $flags -ffp-contract=fast -march=skylake-avx512 -mprefer-vector-width=512 -DLANES=16 -DDOT=0 -DKIND=avx512 -c lstm.c -o "$objects/lstm.o"
 # A test compares this with the sources, so that the library that ships is never an old one.

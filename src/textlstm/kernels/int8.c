@@ -52,10 +52,17 @@ struct job {
 static inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 static inline vec hyperbolic(vec x) { return 1.0f - 2.0f / (1.0f + exponential(x + x)); }
 
-/* Copies of at most 16 floats, for the end of a row. */
 static inline void copy(float *to, const float *from, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) to[i] = from[i];
+}
+
+/* Copies of at most 16 floats; nearly all are of 16, without a loop. */
+static inline void copy_units(float *to, const float *from, int64_t n)
+{
+    if (n < 16) copy(to, from, n);
+    else
+        for (int i = 0; i < 16; i += LANES) store(to + i, load(from + i));
 }
 
 /* Bytes for a row of K floats, and the scale they are multiplied by; DOT wants them from 0 to 255. */
@@ -82,14 +89,14 @@ static float quantise(const float *x, int64_t K, int8_t *q)
 #if LANES == 16
 static inline ivec dot(ivec sum, ivec x, ivec w) { return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w); }
 static inline ivec four(const int8_t *x) { return (ivec)_mm512_set1_epi32(*(const word *)x); }
-#define ROWS 6
+#define BLOCK_ROWS 6
 #elif DOT
 static inline ivec dot(ivec sum, ivec x, ivec w)
 {
     return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
 }
 static inline ivec four(const int8_t *x) { return (ivec)_mm256_set1_epi32(*(const word *)x); }
-#define ROWS 2
+#define BLOCK_ROWS 2
 #else
 /* |x| <= 127 and |w| <= 127, so that two products fit in 16 bits. */
 static inline ivec dot(ivec sum, ivec x, ivec w)
@@ -98,7 +105,7 @@ static inline ivec dot(ivec sum, ivec x, ivec w)
     return sum + (ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 static inline ivec four(const int8_t *x) { return (ivec)_mm256_set1_epi32(*(const word *)x); }
-#define ROWS 2
+#define BLOCK_ROWS 2
 #endif
 
 /* sums (R, 64) = bytes (R, K) times a panel, from `offset` on. A lone row takes two chains, or it would wait for sums. */
@@ -137,15 +144,75 @@ static inline ivec four(const int8_t *x) { return (ivec)_mm256_set1_epi32(*(cons
     }
 BLOCK(1, 2)
 BLOCK(2, 1)
-#if ROWS > 2
+#if BLOCK_ROWS > 2
 BLOCK(3, 1)
 BLOCK(4, 1)
 BLOCK(5, 1)
 BLOCK(6, 1)
 #endif
 
-/* One panel for R <= ROWS rows; K is a multiple of 8, filled up with zeros. */
-static void product(const struct matrix *m, int64_t panel, int64_t R, const int8_t *x, int64_t stride, int32_t *sums)
+#if TILES
+/* A panel is already what tiles multiply by: 16 rows of 4 inputs, 256 bytes apart, of 16 outputs. */
+#define ROWS 16
+struct shape {
+    uint8_t palette, unused[15];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+
+/* Tiles 0 to 3: sums of R rows and 16 outputs. 4 and 5: 64 inputs, 6 and 7: the last K % 64 of them. */
+static void shape_tiles(int64_t R, int64_t K)
+{
+    struct shape s;
+    int64_t rest = K % 64 ? K % 64 : 64;
+    s.palette = 1;
+    for (int i = 0; i < 15; i++) s.unused[i] = 0;
+    for (int i = 0; i < 16; i++) {
+        s.bytes[i] = i > 7 ? 0 : i == 6 ? rest : 64;
+        s.rows[i] = i > 7 ? 0 : i == 7 ? rest / 4 : i == 5 ? 16 : R;
+    }
+    _tile_loadconfig(&s);
+}
+
+/* The same as the blocks above, for the R rows that the tiles are shaped for. */
+static void block_of_tiles(int64_t K, const int8_t *x, int64_t stride, const int8_t *w, const int32_t *offset,
+                           int32_t *sums)
+{
+    _tile_loadd(0, offset, 0); /* the same for every row */
+    _tile_loadd(1, offset + 16, 0);
+    _tile_loadd(2, offset + 32, 0);
+    _tile_loadd(3, offset + 48, 0);
+#define ADD(A, B, GROUP)                       \
+    _tile_loadd(B, w + k * 64 + GROUP * 64, 256); \
+    _tile_dpbusd(GROUP, A, B);
+    int64_t k = 0;
+    for (; k + 64 <= K; k += 64) {
+        _tile_loadd(4, x + k, stride);
+        ADD(4, 5, 0)
+        ADD(4, 5, 1)
+        ADD(4, 5, 2)
+        ADD(4, 5, 3)
+    }
+    if (k < K) {
+        _tile_loadd(6, x + k, stride);
+        ADD(6, 7, 0)
+        ADD(6, 7, 1)
+        ADD(6, 7, 2)
+        ADD(6, 7, 3)
+    }
+    _tile_stored(0, sums, 256);
+    _tile_stored(1, sums + 16, 256);
+    _tile_stored(2, sums + 32, 256);
+    _tile_stored(3, sums + 48, 256);
+}
+#else
+#define ROWS BLOCK_ROWS
+#endif
+
+/* One panel for R <= ROWS rows; K is a multiple of 8, filled up with zeros. `shaped` is how many rows the tiles are shaped
+ * for, 0 at first. */
+static void product(const struct matrix *m, int64_t panel, int64_t R, const int8_t *x, int64_t stride, int32_t *sums,
+                    int64_t *shaped)
 {
     int64_t K = (m->inputs + 7) & ~7L;
     const int8_t *w = m->weights + panel * K * 64;
@@ -153,13 +220,20 @@ static void product(const struct matrix *m, int64_t panel, int64_t R, const int8
     switch (R) {
     case 1: block_1(K, x, stride, w, offset, sums); break;
     case 2: block_2(K, x, stride, w, offset, sums); break;
-#if ROWS > 2
+#if BLOCK_ROWS > 2
     case 3: block_3(K, x, stride, w, offset, sums); break;
     case 4: block_4(K, x, stride, w, offset, sums); break;
     case 5: block_5(K, x, stride, w, offset, sums); break;
     case 6: block_6(K, x, stride, w, offset, sums); break;
 #endif
+#if TILES
+    default:
+        if (*shaped != R) shape_tiles(R, K);
+        *shaped = R;
+        block_of_tiles(K, x, stride, w, offset, sums);
+#endif
     }
+    (void)shaped;
 }
 
 /* y (N, outputs) = product + bias. */
@@ -167,10 +241,11 @@ static void linear(const struct matrix *m, int64_t N, const int8_t *x, int64_t s
                    int64_t outputs)
 {
     int32_t sums[ROWS * 64];
+    int64_t shaped = 0;
     for (int64_t p = 0; p < m->panels; p++)
         for (int64_t n = 0; n < N; n += ROWS) {
             int64_t R = N - n < ROWS ? N - n : ROWS, room = outputs - p * 64;
-            product(m, p, R, x + n * stride, stride, sums);
+            product(m, p, R, x + n * stride, stride, sums, &shaped);
             for (int64_t r = 0; r < R; r++) {
                 float whole_panel[64], *to_row = y + (n + r) * outputs + p * 64, *out = room < 64 ? whole_panel : to_row;
                 for (int64_t i = 0; i < 64; i += LANES)
@@ -217,14 +292,15 @@ static void cells(const struct matrix *w, int64_t H, int64_t B, const int8_t *x,
                   const float *const *products, const float *c_before, float *c_after, float *h_after, int64_t h_row)
 {
     int32_t sums[ROWS * 64];
+    int64_t shaped = 0;
     for (int64_t p = 0; p < w->panels; p++)
         for (int64_t b = 0; b < B; b += ROWS) {
             int64_t R = B - b < ROWS ? B - b : ROWS, units = H - p * 16 < 16 ? H - p * 16 : 16;
             for (int64_t r = 0; r < R && p + 1 < w->panels; r++) fetch(products[b + r] + (p + 1) * 64);
-            product(w, p, R, x + b * stride, stride, sums);
+            product(w, p, R, x + b * stride, stride, sums, &shaped);
             for (int64_t r = 0; r < R; r++) {
                 float c[16] = {0}, h[16];
-                copy(c, c_before + (b + r) * H + p * 16, units);
+                copy_units(c, c_before + (b + r) * H + p * 16, units);
                 for (int64_t u = 0; u < 16; u += LANES) {
                     vec z[4];
                     for (int64_t g = 0; g < 4; g++) {
@@ -236,8 +312,8 @@ static void cells(const struct matrix *w, int64_t H, int64_t B, const int8_t *x,
                     store(c + u, cell);
                     store(h + u, sigmoid(z[3]) * hyperbolic(cell));
                 }
-                copy(c_after + (b + r) * H + p * 16, c, units);
-                copy(h_after + (b + r) * h_row + p * 16, h, units);
+                copy_units(c_after + (b + r) * H + p * 16, c, units);
+                copy_units(h_after + (b + r) * h_row + p * 16, h, units);
             }
         }
 }
@@ -273,6 +349,17 @@ static void layer(const struct model *m, const struct job *job, int64_t l, const
 
 /* ---- called from Python ---------------------------------------------------------------------------------------- */
 
+#if TILES
+/* Asks the system for the tiles, which it gives to a process that asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA). 0 if
+ * they are given. */
+int64_t NAME(ask)(void)
+{
+    long result;
+    __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return result;
+}
+#endif
+
 /* 0, or 1 if an id or a position is none: then nothing is computed. */
 int64_t NAME(run)(const struct model *m, const struct job *job)
 {
@@ -293,6 +380,9 @@ int64_t NAME(run)(const struct model *m, const struct job *job)
         for (int64_t n = 0; n < M; n++) job->scales[n] = quantise(job->projected + n * E, E, job->bytes + n * K);
     }
     linear(m->head, M, job->bytes, K, job->scales, job->logits, m->vocab);
+#if TILES
+    _tile_release(); /* else the system saves their 8 kB whenever it changes threads */
+#endif
     return 0;
 }
 
