@@ -804,4 +804,4 @@ def test_short_plan_learns_from_all_text_and_shows_the_held_out(tmp_path):
     assert all("dev" not in look and 0 < look["held_out_begin"]["nats_per_char"] < 6 for look in looks)
     card = read_model(tmp_path / "run" / "model.safetensors").card
     assert card["chosen_by"] == "end of the run" and card["step"] == result.steps
-    assert "held-out" in (tmp_path / "run" / "loss.svg").read_text()
+    assert "held-out (begin)" in (tmp_path / "run" / "loss.svg").read_text()

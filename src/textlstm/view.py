@@ -38,7 +38,7 @@ class Facts:
         uniform, unigram: nats per character of guessing evenly, and by frequency alone, on what is `shown`.
         flops_per_token: of a training step.
         peak: the machine's rate of matrix multiplication in floating-point operations per second.
-        shown: what is scored while training: the development part, or the beginning of the held-out text, which
+        shown: what is scored while training: the development part, or the held-out text or its beginning, which
             chooses nothing.
     """
 
@@ -213,7 +213,7 @@ class LiveView(View):
         table = Table.grid(padding=(0, 2))
         table.add_column(style="cyan", justify="right", no_wrap=True)
         table.add_column()
-        for name in ("loss", "development", "held-out", "orientation", "step", "speed", "learning rate", "copied"):
+        for name in ("loss", self._facts.shown, "orientation", "step", "speed", "learning rate", "copied"):
             if name in self._figures:
                 table.add_row(name, Text(self._figures[name]))
         parts: list[RenderableType] = [self._bar, Text(), table]

@@ -83,7 +83,8 @@ class Run:
         self.dev_curve: list[tuple[int, float]] = []
         self.copied_curve: list[tuple[int, float, float]] = []  # step, longest run, share of copied characters
         self.chooses = bool(len(self.tokens.dev))  # whether a development part picks the best weights
-        self.shown = "development" if self.chooses else "held-out"
+        whole = len(self.tokens.val) <= SHOWN_TOKENS
+        self.shown = "development" if self.chooses else "held-out" if whole else "held-out (begin)"
         self.best_step: int | None = None
         self._signals = Signals(view.notice, hold=group.size > 1)
         self._began = (0, 0.0)  # step and time at which training began here
