@@ -155,6 +155,7 @@ def bad_files(folder: Path) -> dict[str, bytes]:
         "empty": b"",
         "five bytes": b"hello",
         "utf-16": "Some text in UTF-16.\n".encode("utf-16") * 50,
+        "unmarked": "Some text in UTF-16.\n".encode("utf-16-le") * 50,
         "text": b"Just some plain text.\n" * 50,
         "flipped": bytes(flipped),
         "cut": whole[: len(whole) // 2],
@@ -179,7 +180,7 @@ def test_what_is_no_model_is_exit_1(run, tmp_path, kind):
     assert done.code == 1 and not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["random", "empty", "five bytes", "folder"])
+@pytest.mark.parametrize("name", ["random", "empty", "five bytes", "unmarked", "folder"])
 def test_what_is_no_text_is_exit_1(run, tmp_path, name):
     path = tmp_path / "text.txt"
     if name == "folder":

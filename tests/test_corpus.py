@@ -158,6 +158,25 @@ def test_marked_utf16_and_utf32_are_decoded_with_a_notice(tmp_path, encoding):
     assert encoding[:6].upper() in said[0]
 
 
+@pytest.mark.parametrize("language", ["Plain words.\n", "Größe ist nicht alles.\n", "Съешь ещё этих мягких булок\n"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_unmarked_utf16_and_utf32_are_named(tmp_path, encoding, language):
+    text, (_, width, order) = language * 40, encoding.split("-")
+    path = write(tmp_path / "a.txt", text.encode(encoding))
+    end = {"le": "little", "be": "big"}[order]
+    with pytest.raises(CorpusError, match=rf"a\.txt looks like UTF-{width} \({end} endian\)") as caught:
+        whole_text([path])
+    assert f"--encoding {encoding} " in str(caught.value)
+    assert f"iconv -f UTF-{width}{order.upper()} -t UTF-8" in str(caught.value)
+    assert whole_text([path], EXACT.replace(encoding=encoding)) == text
+    assert text_to_bytes(whole_text([path], EXACT.replace(encoding="bytes"))) == text.encode(encoding)
+
+
+@pytest.mark.parametrize("text", [LONG + "\0", "\0" * 500, "a line\0another\0" * 50])
+def test_a_utf8_text_may_have_nuls(tmp_path, text):
+    assert whole_text([write(tmp_path / "a.txt", text)]) == text
+
+
 def test_newlines(tmp_path):
     path = write(tmp_path / "a.txt", "a\r\nb\rc\n\r\n\n" + LONG)
     assert whole_text([path], EXACT.replace(newlines="lf")) == "a\nb\nc\n\n\n" + LONG

@@ -2,7 +2,8 @@
 
 Text is kept byte for byte. A file that is not in the encoding named is an error that says which byte; UTF-16 and
 UTF-32 announce themselves by a byte order mark and are decoded (their bytes are not valid UTF-8, so nothing is
-guessed). `--encoding bytes` takes anything.
+guessed). Without the mark their bytes may be valid UTF-8, but with a NUL in every second byte or more: that is an
+error which names the encoding that it looks like. `--encoding bytes` takes anything.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_SAMPLE = 4096  # bytes that tell UTF-16 without a mark; a multiple of 4
 # A packed file may grow to this many times its size, or to the size below: real text shrinks about 3 to 20 times.
 _MOST_EXPANSION, _MOST_EXPANDED = 200, 1 << 28
 
@@ -327,6 +329,8 @@ def _decoded(name: str, chunks: Iterator[bytes], config: CorpusConfig, notice: C
                 notice(f"{name}: read as {marked.upper()}, as its byte order mark says")
                 encoding = marked
                 break
+        else:
+            _refuse_unmarked(name, first[:_SAMPLE])
     before = 0
     try:
         if not getattr(codecs.lookup(encoding), "_is_text_encoding", True):  # hex, say
@@ -343,6 +347,28 @@ def _decoded(name: str, chunks: Iterator[bytes], config: CorpusConfig, notice: C
         ) from error
     except (LookupError, UnicodeError) as error:
         raise UsageError(f"there is no text encoding {encoding!r}: {error}") from error
+
+
+def _refuse_unmarked(name: str, sample: bytes) -> None:
+    """Raises CorpusError for what looks like UTF-16 or UTF-32 without a byte order mark, by where its NULs stand."""
+    nuls = [sample[place::4].count(0) for place in range(4)]
+    even, odd, quarter = nuls[0] + nuls[2], nuls[1] + nuls[3], len(sample) // 4
+    if quarter and nuls[3] >= quarter and nuls[2] > nuls[0]:  # no code point needs the highest byte
+        kind = "32", "LE", "little"
+    elif quarter and nuls[0] >= quarter and nuls[1] > nuls[3]:
+        kind = "32", "BE", "big"
+    elif odd > len(sample) / 20 and even < odd / 10:  # a tenth: in other alphabets only spaces and line ends have one
+        kind = "16", "LE", "little"
+    elif even > len(sample) / 20 and odd < even / 10:
+        kind = "16", "BE", "big"
+    else:
+        return
+    width, order, end = kind
+    raise CorpusError(
+        f"{name} looks like UTF-{width} ({end} endian) without a byte order mark; read it with --encoding "
+        f"utf-{width}-{order.lower()} or convert it (iconv -f UTF-{width}{order} -t UTF-8), or take the file byte for "
+        "byte with --encoding bytes"
+    )
 
 
 def _records(path: Path, texts: Iterator[str], config: CorpusConfig) -> Iterator[Piece]:
