@@ -355,6 +355,20 @@ def test_score_reads_files_as_train_does(run, model, tmp_path):
     assert failed.code == 1 and "c.txt: byte 0xf6 at offset 2" in failed.err and "--encoding" in failed.err
 
 
+def test_what_an_alphabet_lacks_is_read_as_a_substitute_and_told(run, tmp_path):
+    model = make_model(tmp_path / "plain.safetensors", CharTokenizer("aeht? .", byte_fallback=False), boundary=False)
+    (tmp_path / "a.txt").write_text("the ßea.", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("the ?ea.", encoding="utf-8")
+    ours, theirs = (run("score", model, name, "--json") for name in ("a.txt", "b.txt"))
+    assert ours.json["nats"] == theirs.json["nats"]
+    assert "a.txt is not scored as it stands: read as '?'" in ours.err and "'ß'" in ours.err
+    assert "as it stands" not in theirs.err
+    assert run("generate", model, "the ßea", "--max-tokens", "3").out.startswith("the ßea")
+    run("compress", model, "a.txt", "a.tlz")
+    assert run("decompress", "a.tlz", "again.txt").code == 0
+    assert (tmp_path / "again.txt").read_bytes() == (tmp_path / "a.txt").read_bytes()
+
+
 def test_file_names_are_no_markup(run, model, tmp_path):
     for name in ("n[draft].txt", "x[b].txt"):
         (tmp_path / name).write_text("Some text.\n")

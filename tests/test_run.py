@@ -710,6 +710,14 @@ def test_same_seed_same_model_other_seed_another(finished, tmp_path):
     assert same_weights(tmp_path / "same", whole) and not same_weights(tmp_path / "other", whole)
 
 
+def test_what_an_alphabet_lacks_is_told(tmp_path):
+    (tmp_path / "a.txt").write_text("the tide " * 200 + "Größe", encoding="utf-8")
+    view = Watch()
+    settings = {"tokenizer": "char-plain", "hidden_size": 8, "embed_size": 8, "val_chars": 5, "dev_fraction": 0.0}
+    train(Request([str(tmp_path / "a.txt")], tmp_path / "run", steps=2, settings=settings), view)
+    assert [line for line in view.notices if "read as ' '" in line and "'G', 'r', 'ß', 'ö'" in line]
+
+
 def test_preset_of_the_original(book, tmp_path):
     result = train(
         Request([str(book)], tmp_path / "run", steps=2, preset="original-char", settings={"val_chars": 200})

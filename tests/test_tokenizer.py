@@ -156,6 +156,16 @@ def test_plain_characters_are_substituted(table, written):
     assert chars.decode(chars.encode("a€b")) == written
 
 
+def test_what_plain_characters_lose_is_told():
+    chars = make_tokenizer("char-plain", "ab? ", 0)
+    assert chars.losses("a b?") == ""
+    assert chars.losses("a€bß€\udcff") == (
+        "read as '?', because the tokenizer char-plain has no id for it: 'ß', '€', '\\udcff'"
+    )
+    assert chars.losses("".join(map(chr, range(1000, 1020)))).endswith("'\u03ef' and 12 more")
+    assert make_tokenizer("char", "ab? ", 0).losses("€") == "" == ByteTokenizer().losses("€")
+
+
 def test_text_without_any_character():
     for text in ("", "\udc80\udcff" * 60):
         chars = make_tokenizer("char", text, 0)

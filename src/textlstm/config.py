@@ -240,7 +240,9 @@ class TrainConfig(Config):
     """How a network is trained."""
 
     tokenizer: str = option(
-        "bpe", "bpe, char, char-plain, byte, gpt2, gpt2-pruned, another tiktoken name, or a .tiktoken file"
+        "bpe",
+        "bpe, char, byte, gpt2, gpt2-pruned, another tiktoken name, or a .tiktoken file, which can write any text; or "
+        "char-plain, which reads an unseen character as '?' or a space",
     )
     steps: int = option(1000, "number of optimizer steps")
     batch_size: int = option(16, "number B of lanes read side by side", planned=True)

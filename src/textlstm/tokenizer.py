@@ -1,8 +1,9 @@
 """Tokenizers: text to ids and back, without loss.
 
 Three kinds cover all names that `--tokenizer` takes. `CharTokenizer` has an id per character of the training text
-and 256 more for the bytes of any other character; `ByteTokenizer` has the 256 bytes; `BPETokenizer` is byte-level
-byte-pair encoding, trained here on the training text or taken from GPT-2 and its successors, whole or pruned.
+and 256 more for the bytes of any other character, which `char-plain` has not; `ByteTokenizer` has the 256 bytes;
+`BPETokenizer` is byte-level byte-pair encoding, trained here on the training text or taken from GPT-2 and its
+successors, whole or pruned.
 
 Text is `str`. Bytes that are not UTF-8 travel inside it as lone surrogates (PEP 383, "surrogateescape"), so that
 `decode_bytes(encode(text))` gives back the file's own bytes. Strings that name special tokens of other systems are
@@ -40,6 +41,7 @@ Ids = NDArray[np.int32]
 
 _SURROGATES = re.compile("([\ud800-\udfff]+)")
 _MOST_WORDS = 1 << 18  # that an encoder remembers before it begins anew
+_MOST_NAMED = 8  # characters in a message
 _UNESCAPED = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 # The pre-tokenization patterns by name; their texts are facts that tiktoken publishes.
@@ -127,6 +129,10 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> Ids:
         """The ids of a text, shape (N,); never fails, whatever the characters."""
 
+    def losses(self, text: str) -> str:
+        """What encoding a text loses, in words; "" where `decode` gives it back whole, as all but `char-plain` do."""
+        return ""
+
     @abstractmethod
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one id writes; none for ids at or above `vocab_size`."""
@@ -168,8 +174,9 @@ class CharTokenizer(Tokenizer):
 
     Args:
         characters: the table, without repetition.
-        byte_fallback: whether the 256 byte ids exist. Without them (the original program's character version) an
-            unseen character is written as a substitute: "?" or a space if the table has it, else its first one.
+        byte_fallback: whether the 256 byte ids exist. Without them (`char-plain`, the original program's character
+            version, whose 65 ids leave no room) a text is not kept whole: a character that is not in the table is
+            read as a substitute, "?" or a space if the table has it, else its first one. `losses` tells which.
     """
 
     kind = "char"
@@ -203,6 +210,14 @@ class CharTokenizer(Tokenizer):
                 self.characters
             )
         return ids
+
+    def losses(self, text: str) -> str:
+        lost = [] if self.byte_fallback else sorted(set(text) - set(self.characters))
+        if not lost:
+            return ""
+        named, substitute = ", ".join(map(repr, lost[:_MOST_NAMED])), self.characters[self.substitute]
+        more = f" and {len(lost) - _MOST_NAMED} more" if len(lost) > _MOST_NAMED else ""
+        return f"read as {substitute!r}, because the tokenizer char-plain has no id for it: {named}{more}"
 
     def token_bytes(self, id: int) -> bytes:
         if id >= self.vocab_size:

@@ -86,6 +86,9 @@ def score(
     loaded, learn = learner_of(Model.load(model, engine), reading, quiet)
     before = "" if context is None else "".join(document.text for document in read(context))
     texts = [row for name in files for row in _by_file(name, read(name))]
+    for name, parts in texts:
+        if losses := loaded.tokenizer.losses("".join(parts)):
+            notice_of(quiet)(f"{name} is not scored as it stands: {losses}")
     index = None if copy_source is None else suffix_index(copy_source, quiet)
     wanted = detailed or csv is not None or html is not None
     with ScoreView(quiet) as view:

@@ -77,6 +77,8 @@ class Run:
         self.folder, self.setup, self.corpus, self.tokenizer = folder, setup, corpus, tokenizer
         self.request, self.view, self.started = request, view, started
         self.tokens: Tokens = corpus.encode(tokenizer, setup.model.boundary_id, request.workers, view.notice)
+        if losses := tokenizer.losses(corpus.dev.text + corpus.val.text):
+            view.notice(f"the text is not scored as it stands: {losses}")
         self.seconds_before = 0.0
         self.seconds_to_loss: float | None = None
         self.train_curve: list[tuple[int, float]] = []
