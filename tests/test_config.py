@@ -137,6 +137,7 @@ def test_presets_are_valid_and_of_the_original_size():
     # 12,480 + 98,816 + 2,099,200 + 33,345
     assert ModelConfig.from_dict(PRESETS["original-char"]["model"]).num_params == 2_243_841
     for preset in PRESETS.values():
+        assert CorpusConfig.from_dict(preset["corpus"]).dev_fraction == 0
         assert ModelConfig.from_dict(preset["model"]).to_dict().items() >= preset["model"].items()
         assert TrainConfig.from_dict(preset["train"]).to_dict().items() >= preset["train"].items()
 

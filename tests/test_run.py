@@ -724,14 +724,19 @@ def test_preset_of_the_original(book, tmp_path):
     )
     config, file = result.config, read_model(result.model)
     assert (config["model"]["embed_size"], config["model"]["hidden_size"]) == (192, 512)
+    assert (config["train"]["batch_size"], config["train"]["seq_len"], config["train"]["jitter"]) == (8, 256, 0)
     assert config["train"]["lr"] == 3e-4 and config["train"]["clip"] is None and config["train"]["ema"] == 0
+    assert not any(value for name, value in config["model"].items() if name.endswith("dropout"))
     assert file.config.vocab_size == len(set(TEXT[: result.train_chars])) and file.config.boundary_id is None
-    assert log_of(tmp_path / "run")[0]["lr"] == pytest.approx(3e-4)
+    assert {line["lr"] for line in log_of(tmp_path / "run") if line["event"] == "step"} == {3e-4}  # constant
+    assert result.train_chars == len(TEXT) - 200 and file.card["split"]["dev_chars"] == 0
+    assert file.card["chosen_by"] == "end of the run"
 
 
 def test_presets_give_way_to_settings(book, tmp_path):
-    settings = {"hidden_size": 8, "embed_size": 8, "tokenizer": "byte"}
+    settings = {"hidden_size": 8, "embed_size": 8, "tokenizer": "byte", "dev_fraction": 0.1}
     result = train(Request([str(book)], tmp_path / "run", steps=1, preset="original", settings=settings))
+    assert result.config["corpus"]["dev_fraction"] == 0.1
     assert result.config["model"]["hidden_size"] == 8 and result.config["model"]["logit_scale"] == 0.1
     assert result.config["train"]["tokenizer"] == "byte"
 

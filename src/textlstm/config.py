@@ -439,6 +439,7 @@ _ORIGINAL_MODEL = {
     "embed_size": 192, "hidden_size": 512, "num_layers": 1, "tie_embeddings": False, "input_projection": True,
     "embed_dropout": 0.0, "input_dropout": 0.0, "layer_dropout": 0.0, "output_dropout": 0.0, "weight_dropout": 0.0,
 }  # fmt: skip
+_ORIGINAL_CORPUS = {"dev_fraction": 0.0}  # nothing chose its weights: it was validated once, at the end
 
 #: Where a model can be trained: the first that there is, in this order.
 DEVICES = ("auto", "cuda", "mps", "xpu", "cpu")
@@ -446,13 +447,16 @@ DEVICES = ("auto", "cuda", "mps", "xpu", "cpu")
 #: What can run a finished model.
 ENGINES = ("int8", "onnx", "torch")
 
-#: Named starting points for `--preset`: what they set in ModelConfig and in TrainConfig.
+#: Named starting points for `--preset`: what they set in CorpusConfig, ModelConfig and TrainConfig. The precision of
+#: products is left to the machine; weights and sums are fp32 as the original's.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "original": {
+        "corpus": _ORIGINAL_CORPUS,
         "model": {**_ORIGINAL_MODEL, "vocab_size": 50_257, "logit_scale": 0.1},
         "train": {**_ORIGINAL_TRAIN, "tokenizer": "gpt2"},
     },
     "original-char": {
+        "corpus": _ORIGINAL_CORPUS,
         "model": {**_ORIGINAL_MODEL, "vocab_size": 65, "boundary": False},
         "train": {**_ORIGINAL_TRAIN, "tokenizer": "char-plain"},
     },

@@ -52,7 +52,8 @@ def begin(
     if request.preset is not None and request.preset not in PRESETS:
         raise UsageError(f"there is no preset {request.preset!r}; known are {', '.join(PRESETS)}")
     for_corpus, for_model, for_train = split_settings(request.settings)
-    preset = PRESETS.get(request.preset or "", {"model": {}, "train": {}})
+    preset = PRESETS.get(request.preset or "", {"corpus": {}, "model": {}, "train": {}})
+    for_corpus = preset["corpus"] | for_corpus
     for_model, for_train = preset["model"] | for_model, preset["train"] | for_train
     if "vocab_size" in request.settings and "tokenizer" not in request.settings:
         for_train["tokenizer"] = "bpe"
