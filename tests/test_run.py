@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
@@ -21,15 +22,18 @@ import pytest
 
 from textlstm import metrics
 from textlstm.config import TrainConfig
+from textlstm.corpus import Corpus, Document, Part
 from textlstm.errors import ConfigError, CorpusError, Interrupted, RunError, UsageError
 from textlstm.model import Model
 from textlstm.model_file import read_model
 from textlstm.novelty import CopyMeter
 from textlstm.run import Request, Result, train
 from textlstm.run.beginning import begin
-from textlstm.run.loop import opening
+from textlstm.run.loop import is_original_split, opening
+from textlstm.tokenizer import gpt2_tokenizer
 from textlstm.view import View
 
+TRUE_FILE = Path(os.environ.get("TEXTLSTM_CORPORA", "nowhere"), "tinyshakespeare.txt")
 TAUGHT = "the river ran under an old stone bridge and nobody knew who had built it or why they never came back"
 TINY = {
     "tokenizer": "byte", "embed_size": 12, "hidden_size": 16, "num_layers": 2, "batch_size": 4, "seq_len": 24,
@@ -730,7 +734,37 @@ def test_preset_of_the_original(book, tmp_path):
     assert file.config.vocab_size == len(set(TEXT[: result.train_chars])) and file.config.boundary_id is None
     assert {line["lr"] for line in log_of(tmp_path / "run") if line["event"] == "step"} == {3e-4}  # constant
     assert result.train_chars == len(TEXT) - 200 and file.card["split"]["dev_chars"] == 0
-    assert file.card["chosen_by"] == "end of the run"
+    assert file.card["chosen_by"] == "end of the run" and "nats_per_gpt2_token" not in result.val
+
+
+@pytest.mark.skipif(not TRUE_FILE.is_file(), reason="TEXTLSTM_CORPORA names no folder with the original")
+def test_nats_per_gpt2_token_of_the_original_split(tmp_path):
+    settings = {**TINY, "num_layers": 1, "val_chars": 104_217}
+    asked = Request(["tiny-shakespeare"], tmp_path / "run", steps=1, settings=settings)
+    val = train(asked).val
+    text, gpt2 = TRUE_FILE.read_text(), gpt2_tokenizer()
+    ids = gpt2.encode(text).tolist()
+    from_the_end = itertools.accumulate(len(gpt2.token_bytes(id)) for id in reversed(ids))  # the text is ASCII
+    tokens = list(itertools.takewhile(lambda chars: chars <= 104_217, from_the_end))
+    assert len(ids) == 338_025 and gpt2.decode(ids[-len(tokens) :]) == text[-104_217:]
+    assert val["nats_per_gpt2_token"] == pytest.approx(val["nats_per_char"] * 104_217 / len(tokens), rel=1e-12)
+    assert list(val)[-1] == "nats_per_gpt2_token"
+    assert "nats_per_gpt2_token" in log_of(tmp_path / "run")[-1]["result"]["val"]
+
+
+@pytest.mark.parametrize(
+    ("chars", "canonical", "follows", "expected"),
+    [
+        (104_217, True, True, True),
+        (104_216, True, True, False),
+        (104_217, False, True, False),
+        (104_217, True, False, False),
+    ],
+)
+def test_only_the_hashed_texts_own_end_is_the_original_split(chars, canonical, follows, expected):
+    held_out = Part((Document("a", "x" * chars),), continues=True)
+    corpus = Corpus("a", Part((Document("a", TEXT),)), Part(()), held_out, "", "", canonical, follows)
+    assert is_original_split(corpus) is expected
 
 
 def test_presets_give_way_to_settings(book, tmp_path):

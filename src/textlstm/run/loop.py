@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from textlstm import metrics
 from textlstm.config import ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, LaneReader, Part, Tokens
+from textlstm.corpus.named import HELD_OUT_CHARS
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import Interrupted, MissingExtraError, RunError
 from textlstm.files import append_whole, insist, sync_file, write_atomically
@@ -46,8 +47,7 @@ from textlstm.trainer.distributed import Group
 from textlstm.trainer.speed import sgemm_peak
 from textlstm.view import Facts, View, loss_svg, novelty_svg
 
-GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last 104,217 characters of Tiny Shakespeare
-ORIGINAL_SPLIT_CHARS = 104_217
+GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last `HELD_OUT_CHARS` characters of Tiny Shakespeare
 
 
 def lane_reader(tokens: Tokens, tokenizer: Tokenizer, model: ModelConfig, train: TrainConfig) -> LaneReader:
@@ -498,7 +498,7 @@ class Run:
             self.view.notice("scoring the held-out text ...")
             score = score_held_out(TorchEngine(file), self.corpus, self.tokens, "stream")
             val = score.to_dict()
-            if self.corpus.canonical and score.chars == ORIGINAL_SPLIT_CHARS:
+            if is_original_split(self.corpus):
                 val["nats_per_gpt2_token"] = score.nats / GPT2_TOKENS_OF_ORIGINAL_SPLIT
             self.view.score(score)
             if self.setup.predicted is not None:
@@ -524,6 +524,15 @@ class Run:
         }
         append_whole(self.folder / "log.jsonl", json.dumps(_finite({"event": "end", "result": values})) + "\n")
         return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)
+
+
+def is_original_split(corpus: Corpus) -> bool:
+    """Whether what is held out is the text that the original program was scored on, proved by its hash.
+
+    Args:
+        corpus: any; one whose held-out text is a file of its own is not.
+    """
+    return corpus.canonical and corpus.val_follows and corpus.val.num_chars == HELD_OUT_CHARS
 
 
 def opening(text: str) -> str:
