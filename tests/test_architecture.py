@@ -8,6 +8,7 @@ import operator
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,3 +213,11 @@ def test_commands_that_need_no_torch_do_not_load_it(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Once" in done.stdout and "version" in done.stdout
+
+
+def test_all_is_every_extra_but_dev():
+    project = tomllib.loads((PACKAGE.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    (everything,) = extras["all"]
+    named = everything.removeprefix("textlstm[").removesuffix("]").split(",")
+    assert set(named) == set(extras) - {"all", "dev"} and len(named) == len(set(named))
