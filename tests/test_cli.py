@@ -191,6 +191,21 @@ def test_what_is_no_text_is_exit_1(run, tmp_path, name):
     assert done.code == 1 and "text.txt" in done.err and not (tmp_path / "run").exists()
 
 
+def test_a_shipped_model_is_found_by_the_name_of_its_file(run, tmp_path):
+    (tmp_path / "a.txt").write_text("John")
+    for command in (["score", "{}", "a.txt"], ["generate", "{}", "--max-tokens", "4", "--seed", "1"]):
+        plain, as_file = (
+            run(*(word.format(name) for word in command), "--json").json for name in ("names", "names.safetensors")
+        )
+        assert plain.get("nats") == as_file.get("nats") and plain.get("texts") == as_file.get("texts")
+    assert run("info", "sub/names.safetensors").code == 2
+    make_model(tmp_path / "names.safetensors")  # a file that is there is meant
+    assert (
+        run("info", "names.safetensors", "--json").json["params"] == Model.load("names.safetensors").config.num_params
+    )
+    assert Model.load("names.safetensors").config.hidden_size == 8 != Model.load("names").config.hidden_size
+
+
 def test_out_that_is_not_empty_is_left_alone(run, tmp_path):
     (tmp_path / "x").write_text("some text " * 100)
     (tmp_path / "run").mkdir()

@@ -32,7 +32,8 @@ def find_model(name: str | Path) -> Path:
     """The model file that a user means.
 
     Args:
-        name: path of a model file, run folder or folder exported for transformers, or the name of a shipped model.
+        name: path of a model file, run folder or folder exported for transformers, or the name of a shipped model,
+            as such or as its file is called, where no other file is.
 
     Raises:
         UsageError: there is none; the message names the nearest one that ships or stands in `runs`.
@@ -45,8 +46,8 @@ def find_model(name: str | Path) -> Path:
             return path / MODEL_FILE
         raise UsageError(f"the folder {str(name)!r} has no {MODEL_FILE} in it; a run writes it at its first look")
     shipped = shipped_models()
-    if str(name) in shipped:
-        return shipped[str(name)]
+    if (stem := str(name).removesuffix(".safetensors")) in shipped:
+        return shipped[stem]
     own = [str(folder) for folder in own_models()]
     known = {Path(folder).name: folder for folder in own} | {name: name for name in (*own, *shipped)}
     near = difflib.get_close_matches(str(name), known, n=1)
