@@ -22,6 +22,7 @@ from textlstm.corpus import named, read_sources
 from textlstm.corpus.document import Document
 from textlstm.corpus.plays import without_speeches_of
 from textlstm.errors import CorpusError, MissingExtraError
+from textlstm.model import Model
 
 TRUE_FILE = Path(os.environ.get("TEXTLSTM_CORPORA", "nowhere"), named.TINY_FILE)
 REBUILT_SHA256 = "4b9d013a7558151301fb5b55d5b641ad0afb7c220d70f5f42278dfcc8709c090"
@@ -371,11 +372,27 @@ def test_speeches_go_with_their_surroundings() -> None:
     assert gone == {5, *range(33 - 12, 30 + 13)}
 
 
-def test_a_folder_that_hides_a_corpus_is_told(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("sample_is_original")
+def test_a_folder_that_hides_a_corpus_is_told(tmp_path, cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny-shakespeare").mkdir()
     (tmp_path / "tiny-shakespeare" / "mine.txt").write_text("my own words")
     notices: list[str] = []
     (document,) = read_sources(["tiny-shakespeare"], CorpusConfig(), notices.append).documents
     assert document.text == "my own words"
-    assert "the folder of that name here, which hides the corpus" in " ".join(notices)
+    assert "the folder of that name here, which hides the corpus: corpus:tiny-shakespeare" in " ".join(notices)
+    notices.clear()
+    put(cache, SAMPLE)
+    (document,) = read_sources(["corpus:tiny-shakespeare"], CorpusConfig(), notices.append).documents
+    assert document.text.encode() == SAMPLE and "hides" not in " ".join(notices)
+
+
+def test_the_demo_reads_the_corpus_whatever_is_called_so(run, text, tmp_path, cache, monkeypatch):
+    put(cache, text.encode())
+    monkeypatch.setattr(named, "TINY_SHA256", hashlib.sha256(text.encode()).hexdigest())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-shakespeare").mkdir()
+    (tmp_path / "tiny-shakespeare" / "mine.txt").write_text("my own words\n" * 100)
+    report = run("demo", "--minutes", "0.001", "--json").json
+    assert report["train_chars"] + report["val"]["chars"] == len(text)
+    assert Model.load(report["model"]).card["corpus"]["name"] == "tiny-shakespeare"

@@ -118,7 +118,7 @@ def models(as_json: bool, quiet: bool) -> None:
 @click.command()
 @common_options
 def corpora(as_json: bool, quiet: bool) -> None:
-    """List the corpora that can be named instead of a file.
+    """List the corpora that can be named instead of a file; corpus:NAME where a file of that name is, too.
 
     \b
     textlstm corpora

@@ -120,9 +120,9 @@ def score(
 
 def _by_file(source: str, documents: Iterable[Document]) -> list[tuple[str, list[str]]]:
     """A source and its texts; of a folder or pattern each file."""
-    from textlstm.corpus import CORPORA, source_title
+    from textlstm.corpus import find, source_title
 
-    if Path(source).is_file() or source == "-" or source in CORPORA:
+    if Path(source).is_file() or source == "-" or find(source) is not None:
         return [(source_title(source), [document.text for document in documents])]
     found: dict[str, list[str]] = {}
     for document in documents:

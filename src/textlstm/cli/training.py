@@ -49,7 +49,7 @@ def demo(minutes: float, out: Path | None, seed: int, as_json: bool, quiet: bool
 
     out = free_run_folder("demo") if out is None else out
     request = Request(
-        ["tiny-shakespeare"], out, minutes, settings={"seed": seed}, command=command_line(), started=started
+        ["corpus:tiny-shakespeare"], out, minutes, settings={"seed": seed}, command=command_line(), started=started
     )
     result = _train(request, quiet)
     if as_json:

