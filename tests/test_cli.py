@@ -65,6 +65,7 @@ def test_alone_it_names_the_demo(run):
         (["generate", "absent"], 2, "there is no model 'absent'"), (["generate", "{}", "--tempo", "1"], 2, "--tempo"),
         (["generate", "{}", "--top-p", "7"], 2, "top-p"), (["info", "{}", "more"], 2, "unexpected extra"),
         (["score", "{}", "absent.txt"], 2, "absent.txt"), (["info", "broken"], 1, "broken"),
+        (["train", "broken", "--restarts", "1"], 2, "goes with --processes (2 or more) or --host"),
         (["nothing"], 2, "nothing"), (["compress", "{}", "broken", "-"], 2, "would mix"),
         (["generate", "{}", "--choices", ""], 2, "to choose from"),
     ],

@@ -114,8 +114,7 @@ def _train(request: Any, quiet: bool) -> Any:
 @machine_option(
     "--restarts",
     type=click.IntRange(min=0),
-    default=2,
-    help="With --processes or --host: begin again so often from the last checkpoint.",
+    help="With --processes or --host: begin again so often from the last checkpoint.  [default: 2]",
 )
 @machine_option("--host", metavar="K/N", help="This is host K of N that train together; give it on each of them.")
 @machine_option("--meet", metavar="ADDRESS:PORT", help="With --host: where the first host is found by the others.")
@@ -158,9 +157,11 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
         values["workers"] = min(8, os.cpu_count() or 1)
     processes, restarts = values.pop("processes"), values.pop("restarts")
     host = _host(values.pop("host"), values.pop("meet"))
+    if restarts is not None and processes == 1 and host is None:
+        raise click.BadParameter("goes with --processes (2 or more) or --host", param_hint="--restarts")
     request = Request(steps=steps, settings=settings, command=command_line(), started=started, **values)
     if (processes > 1 or host is not None) and "WORLD_SIZE" not in os.environ:
-        sys.exit(_launch(request, processes, restarts, host))
+        sys.exit(_launch(request, processes, 2 if restarts is None else restarts, host))
     if host is not None:
         host.place()
         rank = int(os.environ["RANK"])
