@@ -85,11 +85,11 @@ def test_a_full_disk_and_an_interrupt_in_json(run, model, tmp_path, monkeypatch)
 
         return write
 
-    monkeypatch.setattr("textlstm.files.write_atomically", fail(OSError(28, "No space left on device", "out")))
+    monkeypatch.setattr("textlstm.files.writing_atomically", fail(OSError(28, "No space left on device", "out")))
     (tmp_path / "text").write_text("text")
     done = run("compress", model, "text", "out", "--json")
     assert (done.code, done.json) == (1, {"error": "out: No space left on device", "exit_code": 1})
-    monkeypatch.setattr("textlstm.files.write_atomically", fail(KeyboardInterrupt()))
+    monkeypatch.setattr("textlstm.files.writing_atomically", fail(KeyboardInterrupt()))
     done = run("compress", model, "text", "out", "--json")
     assert (done.code, done.json) == (130, {"error": "stopped", "exit_code": 130})
 

@@ -6,8 +6,10 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 # Faults that a network drive or a tired disk may get over.
 _PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EBUSY}
@@ -52,23 +54,36 @@ def append_whole(path: Path, text: str) -> None:
             raise
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary name beside it, flushed to disk, then renamed.
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written piece by piece, and whole or not at all: it takes its name when all went well.
+
+    It is written under a temporary name beside it, flushed to disk, then renamed.
 
     Args:
         path: where the file shall be; an older file stays until the new one is complete.
-        data: the content.
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all, as `writing_atomically`.
+
+    Args:
+        path: where the file shall be.
+        data: the content.
+    """
+    with writing_atomically(path) as file:
+        file.write(data)
 
 
 def write_folder_atomically(path: Path, files: Mapping[str, bytes]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from textlstm.state import State
 from textlstm.tokenizer import Tokenizer, checked_text, text_to_bytes
 
 if TYPE_CHECKING:  # what writing does not need is imported when it is used
-    from textlstm.coding import Coder, Compressed
+    from textlstm.coding import Coder, Compressed, Summary
     from textlstm.inspection import XRay
     from textlstm.learning import LearningEngine, WritingEngine
     from textlstm.memories import Mixture
@@ -422,6 +422,7 @@ class Model:
         )
 
     def _coder_that_learnt(self, settings: bytes) -> Coder:
+        _require_torch()
         from textlstm.learning import read_settings
 
         return self.learning_coder(read_settings(settings))
@@ -440,6 +441,21 @@ class Model:
 
         return compress(data, self.learning_coder(learn) if learn else self.coder, lanes, progress)
 
+    def compress_stream(
+        self,
+        source: BinaryIO,
+        target: BinaryIO,
+        lanes: int = 1,
+        progress: metrics.Progress = metrics.no_progress,
+        learn: LearnConfig | bool | None = None,
+        size: int | None = None,
+    ) -> Summary:
+        """Compresses a file of any size; arguments and result as in `textlstm.coding.compress_stream`."""
+        from textlstm.coding import compress_stream
+
+        coder = self.learning_coder(learn) if learn else self.coder
+        return compress_stream(source, target, coder, lanes, progress, size)
+
     def decompress(self, data: bytes, progress: metrics.Progress = metrics.no_progress) -> bytes:
         """Gives back what `compress` was given.
 
@@ -449,6 +465,18 @@ class Model:
         from textlstm.coding import decompress
 
         return decompress(data, lambda _: self.coder, progress)
+
+    def decompress_stream(
+        self,
+        source: BinaryIO,
+        target: BinaryIO,
+        progress: metrics.Progress = metrics.no_progress,
+        size: int | None = None,
+    ) -> Summary:
+        """Gives back a file of any size; arguments and errors as in `textlstm.coding.decompress_stream`."""
+        from textlstm.coding import decompress_stream
+
+        return decompress_stream(source, target, lambda _: self.coder, progress, size)
 
     def inspect(
         self,

@@ -646,6 +646,25 @@ _LINES = re.compile(r"(?<=\S\n)(?=[^\s/])")
 _CHUNK = 1 << 16
 
 
+def last_cut(data: bytes) -> int:
+    """The last place in some bytes where a tokenizer may be begun anew and gives the ids of the whole.
+
+    Args:
+        data: at least two bytes.
+
+    Returns:
+        A place behind the first byte; where no such place is near the end, the beginning of the last character: then
+        some ids around it are others.
+    """
+    end = len(data) - 1
+    while end > max(1, len(data) - 4) and data[end] & 0xC0 == 0x80:
+        end -= 1
+    window = data[max(0, end - _CHUNK) : end]
+    text = bytes_to_text(window[next((i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), 0) :])
+    cuts = [match.start() for match in SAFE_CUT.finditer(text)]
+    return end - len(text_to_bytes(text[cuts[-1] :])) if cuts else end
+
+
 def _by_alphabet(text: str) -> list[str]:
     """A text cut into runs of lines that are ASCII or not, in turn."""
     return ["".join(lines) for _, lines in itertools.groupby(_LINES.split(text), str.isascii)]

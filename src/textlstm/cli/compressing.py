@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -32,7 +35,8 @@ def compress_(
 
     The size of the file is the score: times eight, it is the bits of `score` (with --lanes N, of `score --lanes N`).
     What the model does not help with, such as pictures, is stored as it is or by LZMA. Who decompresses needs the
-    same model; the machine may be another, since int8 gives the same numbers on each.
+    same model; the machine may be another, since int8 gives the same numbers on each. It goes by blocks of a megabyte
+    (or 64 kB for each lane, if that is more), so that a file may be larger than memory.
 
     With --learn the model learns from what it has coded: smaller and slower, for decompress too, and only the same
     machine with the same versions is sure to give the file back. The file says how it was written.
@@ -51,23 +55,24 @@ def compress_(
         raise click.BadParameter("goes along one text: leave out --lanes", param_hint="--learn")
     _ask_to_replace(out, force)
     loaded, learn = learner_of(Model.load(model), learning, quiet)
-    data = _read_bytes(source)
     started = time.perf_counter()
-    with ScoreView(quiet) as view:
-        done = loaded.compress(data, lanes, view.progress("compressing"), learn)
+    with ScoreView(quiet) as view, _reading(source) as data, _writing(out) as packed:
+        told = view.progress("compressing")
+        done = loaded.compress_stream(data, packed, lanes, told, learn, _size_of(data))
     seconds = time.perf_counter() - started
-    _write_bytes(out, done.data)
     report = {
-        "bytes": len(data), "compressed_bytes": len(done.data), "method": done.method, "why": done.why or None,
-        "bits_per_byte": 8 * len(done.data) / len(data) if data else None, "tokens": done.tokens, "lanes": done.lanes,
-        "seconds": seconds, "model": model, "identity": loaded.coder.identity,
+        "bytes": done.bytes, "compressed_bytes": done.compressed_bytes, "method": done.method,
+        "blocks": dict(done.blocks), "why": done.why or None,
+        "bits_per_byte": 8 * done.compressed_bytes / done.bytes if done.bytes else None, "tokens": done.tokens,
+        "lanes": done.lanes, "seconds": seconds, "model": model, "identity": loaded.coder.identity,
     }  # fmt: skip
     if as_json:
         print_json(report)
     elif not quiet:
-        share = f", {report['bits_per_byte']:.3f} bits per byte" if data else ""
+        share = f", {report['bits_per_byte']:.3f} bits per byte" if done.bytes else ""
         why = f" ({done.why})" if done.why else ""
-        click.echo(f"{len(data):,} bytes -> {len(done.data):,}{share}; method {done.method}{why}", err=True)
+        sizes = f"{done.bytes:,} bytes -> {done.compressed_bytes:,}"
+        click.echo(f"{sizes}{share}; method {done.method}{why}", err=True)
 
 
 @click.command(name="decompress", short_help="Give back what compress was given.")
@@ -82,13 +87,17 @@ def decompress_(
 ) -> None:  # fmt: skip
     """Give back in OUT the file that was compressed into IN; '-' is standard input or output.
 
-    A damaged file, another model, or a machine that computes differently is an error, and nothing is written.
+    A damaged file, another model, or a machine that computes differently is an error, and nothing is written. To
+    standard output goes, block by block, what has been proved; after an error it is the beginning of the content.
 
     \b
     textlstm decompress sonnets.tlz sonnets.txt
     textlstm decompress chapter.tlz chapter.txt --model runs/my-text-1
+    textlstm decompress huge.tlz - --model runs/my-text-1 | wc
     """
-    from textlstm.coding import Coder, decompress, method_of
+    from dataclasses import replace
+
+    from textlstm.coding import Coder, decompress_stream
     from textlstm.model import Model
     from textlstm.registry import find_model_by_identity
     from textlstm.report import ScoreView
@@ -96,25 +105,25 @@ def decompress_(
     def find(identity: str) -> Coder:
         file = find_model_by_identity(identity) if model is None else None
         loaded = Model.load(str(model)) if file is None else Model(file)
-        coder: Coder = learner_of(loaded, {"learn_from": learn_from}, True, learn_from is not None)[0].coder
-        return coder
+
+        def that_learnt(settings: bytes) -> Coder | None:
+            primed = learner_of(loaded, {"learn_from": learn_from}, True, learn_from is not None)[0].coder
+            return None if primed.that_learnt is None else primed.that_learnt(settings)
+
+        return replace(loaded.coder, that_learnt=that_learnt)
 
     check_out(source, out, as_json)
     _ask_to_replace(out, force)
-    data = _read_bytes(source)
-    method = method_of(data)
-    if model is not None and not method.startswith("model"):
-        notice_of(quiet)(f"no model is needed, the method is {method}: --model {model} is not used")
-    if learn_from is not None and method != "model that learns":
-        notice_of(quiet)(f"the method is {method}: --learn-from {learn_from} is not used")
-        learn_from = None
     started = time.perf_counter()
-    with ScoreView(quiet) as view:
-        content = decompress(data, find, view.progress("decompressing"))
-    _write_bytes(out, content)
+    with ScoreView(quiet) as view, _reading(source) as data, _writing(out) as content:
+        done = decompress_stream(data, content, find, view.progress("decompressing"), _size_of(data))
+    if model is not None and not done.tokens:
+        notice_of(quiet)(f"no model was needed, the method is {done.method}: --model {model} is not used")
+    if learn_from is not None and "model that learns" not in done.blocks:
+        notice_of(quiet)(f"the method is {done.method}: --learn-from {learn_from} is not used")
     if as_json:
         seconds = time.perf_counter() - started
-        print_json({"compressed_bytes": len(data), "bytes": len(content), "seconds": seconds})
+        print_json({"compressed_bytes": done.compressed_bytes, "bytes": done.bytes, "seconds": seconds})
 
 
 def check_out(source: str, out: str, as_json: bool) -> None:
@@ -136,14 +145,20 @@ def _ask_to_replace(out: str, force: bool) -> None:
         raise click.BadParameter(f"{out} exists, and stays as it is", param_hint="OUT")
 
 
-def _read_bytes(source: str) -> bytes:
-    return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+def _reading(source: str) -> AbstractContextManager[BinaryIO]:
+    return nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb")
 
 
-def _write_bytes(out: str, data: bytes) -> None:
-    from textlstm.files import write_atomically
+def _writing(out: str) -> AbstractContextManager[BinaryIO]:
+    from textlstm.files import writing_atomically
 
-    if out == "-":
-        sys.stdout.buffer.write(data)
-    else:
-        write_atomically(Path(out), data)
+    return nullcontext(sys.stdout.buffer) if out == "-" else writing_atomically(Path(out))
+
+
+def _size_of(file: BinaryIO) -> int | None:
+    """Bytes of a file; None of what is no file on a disk: a pipe, say."""
+    try:
+        status = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
