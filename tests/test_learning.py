@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -570,6 +571,31 @@ def test_a_conversation_goes_back_with_all_it_has_learnt(memories):
     assert "".join(talk.hear("/again")) != first
     list(talk.hear("/undo"))
     assert "".join(talk.hear(TEXT[200:300])) == first and np.array_equal(distribution(talk.session), learnt)
+
+
+def test_a_saved_conversation_tells_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def hear(talk: Conversation, line: str) -> str:
+        return "".join(talk.hear(line))
+
+    config = LearnConfig(learn_rate=1e-2)
+    talk = Conversation(MODEL, MODEL.learning(config).session(3), {"max_chars": 10}, learn=config)
+    assert hear(talk, "/save early") == f"saved to {Path('sessions', 'early.safetensors')}"
+    hear(talk, "Once upon")
+    assert "without what was learnt: /keep FILE" in hear(talk, "/save late")
+    hear(talk, "/keep learnt")
+    hear(talk, "and more")
+    hear(talk, "/load early")  # the model that these belong to is still known
+    assert talk.model.card.get("learnt") is None and talk.session.chars == 0
+    hear(talk, "/load late")
+    assert len(talk.model.card["learnt"]) == 1 and talk.session.text.startswith("Once upon")
+    kept = Model.load("learnt.safetensors")
+    again = Conversation(kept, kept.session(), {"max_chars": 10})
+    assert hear(again, "/load late").startswith("Once upon") and hear(again, "")
+    other = Conversation(MODEL, MODEL.session(), {"max_chars": 10})
+    with pytest.raises(UsageError, match="belongs to the model"):
+        hear(other, "/load late")
 
 
 def test_generate_interactive_mixes_memories(files, run):

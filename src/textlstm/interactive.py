@@ -35,6 +35,7 @@ _LIMITS: dict[str, Any] = {
     "max_tokens": int, "max_chars": int, "stop": str, "stop_at_end": bool, "copy_source": SuffixIndex, "max_copy": int,
 }  # fmt: skip
 _YES, _NO = ("on", "yes", "true"), ("off", "no", "none", "false")
+_KEEP = "/keep FILE writes the model that it goes on with"
 _WORDS = {int: "a whole number", float: "a number", bool: "on or off", str: "a text"}
 
 HELP = """Type a text: the model reads it and goes on. Enter alone lets it write on.
@@ -50,7 +51,7 @@ In a text \\n is a line break. Ctrl-C stops the text, Ctrl-D leaves.
   /set NAME VALUE     change one: temperature 0.7, max-chars 500, stop \\n
   /set NAME off       leave it out: regex off
   /learn [on|off]     learn from what you type; alone, tell whether it does
-  /keep FILE          write what has learnt to FILE.safetensors
+  /keep FILE          write the model that has learnt to FILE.safetensors
   /help, /quit
 
 A text that begins with a slash is written with two: //"""
@@ -163,15 +164,22 @@ class Conversation:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.session.save(path)
-        yield f"saved to {path}"
+        learnt = self.model.card.get("learnt") != cast(Model, self._start.model).card.get("learnt")
+        yield f"saved to {path}" + (f", without what was learnt: {_KEEP}" if learnt else "")
 
     def _command_load(self, name: str) -> Iterator[str]:
         branch = self._branches.get(name)
-        session = Session.load(self._path(name), self.model) if branch is None else branch.branch()
+        session = Session.load(self._path(name), self._model_of) if branch is None else branch.branch()
         self._remember()
         self._go_to(session)
         self._last = None
         yield self._where()
+
+    def _model_of(self, identity: str) -> Model:
+        """The model that a saved session belongs to, as far as it had learnt then; else the one that writes."""
+        known = [self.session, self._start, *self._branches.values(), *self._past, *self._future]
+        models = [cast(Model, session.model) for session in known]
+        return next((model for model in models if model.identity == identity), self.model)
 
     def _command_reset(self, _: str) -> Iterator[str]:
         self._remember()

@@ -273,7 +273,11 @@ class Session:
         return a
 
     def save(self, path: str | Path) -> None:
-        """Writes the session to a safetensors file, whole or not at all; it goes on from there as if never saved."""
+        """Writes the session to a safetensors file, whole or not at all; it goes on from there as if never saved.
+
+        The model is not in it, nor what that has learnt: save `model` too, and load the session with what it became.
+        Its memories begin anew then.
+        """
         from safetensors.numpy import save
 
         values = {
