@@ -776,6 +776,7 @@ def test_a_model_in_the_cache_is_found(run, tmp_path):
     [
         ["compress", "shakespeare", "absent", "o"], ["compress", "shakespear", "in", "o"], ["compress", "shakespeare"],
         ["compress", "shakespeare", "in", "in"], ["compress", "shakespeare", "in", "no-such/o"],
+        ["compress", "shakespeare", "in", "/dev/null"],
         ["compress", "shakespeare", "in", "."], ["compress", "shakespeare", "in", "-", "--json"],
         ["compress", "shakespeare", "in", "o", "--lanes", "0"], ["compress", "shakespeare", "in", "o", "--lanes", "x"],
         ["decompress", "absent", "o"], ["decompress", "in"],

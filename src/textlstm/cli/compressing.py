@@ -133,6 +133,8 @@ def check_out(source: str, out: str, as_json: bool) -> None:
             raise click.BadParameter("would mix with the data on standard output", param_hint="--json")
     elif source != "-" and Path(out).exists() and Path(out).samefile(source):
         raise click.BadParameter("is the same file as IN", param_hint="OUT")
+    elif Path(out).exists() and not (Path(out).is_file() or Path(out).is_dir()):
+        raise click.BadParameter(f"{out} is no file that could be replaced; '-' is standard output", param_hint="OUT")
     elif Path(out).is_dir() or not Path(out).parent.is_dir():
         raise click.BadParameter(f"{out} is a folder, or lies in none that exists", param_hint="OUT")
 
