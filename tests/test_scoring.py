@@ -319,7 +319,16 @@ def test_score_writes_the_report(tmp_path, monkeypatch, capsys):
     code, out, _ = run("score", "m.safetensors", "a.txt", "--csv", "a.csv", "--html", "a.html", "--json")
     answer = json.loads(out.splitlines()[-1])
     assert code == 0 and answer["protocols"]["stream"]["nats"] == pytest.approx(answer["nats"], rel=1e-6)
-    assert (tmp_path / "a.csv").exists() and (tmp_path / "a.html").exists()
+    lines = TEXT.splitlines()
+    assert [one["text"] for one in answer["lines"]] == lines
+    assert sum(one["nats"] for one in answer["lines"]) == pytest.approx(answer["nats"], rel=1e-6)
+    page = (tmp_path / "a.html").read_text()
+    assert (tmp_path / "a.csv").exists() and f"<summary>{len(lines):,} lines</summary>" in page
+    assert all(f"<td>a.txt:{number}</td>" in page for number in range(1, len(lines) + 1))
+    code, out, _ = run("score", "m.safetensors", "a.txt", "--lines")
+    table = out[out.index("  lines") : out.index("most surprising lines")]
+    assert code == 0 and all(f" a.txt:{number} " in table for number in range(1, len(lines) + 1))
+    assert f"a.txt:{len(lines)} " not in run("score", "m.safetensors", "a.txt", "--report")[1]
     code, out, _ = run("score", "m.safetensors", "-", "--report", "--html", "b.html", stdin=TEXT.encode())
     assert code == 0 and "most surprising lines" in out and "standard input:1" in out
     assert "reads standard input</title>" in (tmp_path / "b.html").read_text()

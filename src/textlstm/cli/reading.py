@@ -41,6 +41,7 @@ _OF_TRAINING = [
 @click.option(
     "--report", "detailed", is_flag=True, help="Also lines, words, calibration, position, other compressors."
 )
+@click.option("--lines", is_flag=True, help="Report, with a row for each line of the text.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Write a row for each line of the text.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML file.")
 @click.option("--context", help="Text that is read first and not scored: the end of the training text, say.")
@@ -50,7 +51,8 @@ _OF_TRAINING = [
 @common_options
 def score(
     model: str, files: tuple[str, ...], protocol: str, lanes: int, context: str | None, copy_source: str | None,
-    detailed: bool, csv: Path | None, html: Path | None, engine: str, as_json: bool, quiet: bool, **reading: Any,
+    detailed: bool, lines: bool, csv: Path | None, html: Path | None, engine: str, as_json: bool, quiet: bool,
+    **reading: Any,
 ) -> None:  # fmt: skip
     """Score FILES with MODEL: nats and bits per character, bits per byte, perplexity.
 
@@ -90,7 +92,7 @@ def score(
         if losses := loaded.tokenizer.losses("".join(parts)):
             notice_of(quiet)(f"{name} is not scored as it stands: {losses}")
     index = None if copy_source is None else suffix_index(copy_source, quiet)
-    wanted = detailed or csv is not None or html is not None
+    wanted = detailed or lines or csv is not None or html is not None
     with ScoreView(quiet) as view:
         scores = [(name, loaded.score(text, protocol, before, view.progress(name), learn)) for name, text in texts]
         report = loaded.score_report(texts, before, view.progress("report"), learn) if wanted else None
@@ -113,7 +115,7 @@ def score(
     view.table(scores, total)
     if report is not None:
         click.echo()
-        show(report, output())
+        show(report, output(), lines=lines)
     for name, one in novelty:
         click.echo(f"{name}: {copied_line(one)}")
 

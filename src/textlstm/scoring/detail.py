@@ -204,6 +204,7 @@ class Report:
         """Everything but the single tokens, as JSON values."""
         return {
             "protocols": {one.protocol: one.to_dict() for one in self.protocols},
+            "lines": [piece.to_dict() for piece in self.lines],
             "surprising_lines": [piece.to_dict() for piece in self.surprising_lines()],
             "surprising_words": [piece.to_dict() for piece in self.surprising_words()],
             "calibration": self.calibration,

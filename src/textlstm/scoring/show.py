@@ -16,11 +16,12 @@ from textlstm.files import write_atomically
 from textlstm.scoring.detail import Piece, Report
 
 _DEEP = 6.0  # nats at which the colour of surprise is full
+_LINES = 5000  # that the page shows
 _NOTE = "these learn as they read, so compare them with adaptive scores only"
 
 
-def show(report: Report, console: Console, number: int = 10) -> None:
-    """Prints what comes after the table of scores."""
+def show(report: Report, console: Console, number: int = 10, lines: bool = False) -> None:
+    """Prints what comes after the table of scores; with `lines` also every line."""
     table = Table("protocol", "nats/char", "bits/char", "bits/byte", box=None)
     for one in report.protocols:
         table.add_row(one.protocol, f"{one.nats_per_char:.4f}", f"{one.bits_per_char:.4f}", f"{one.bits_per_byte:.4f}")
@@ -28,8 +29,11 @@ def show(report: Report, console: Console, number: int = 10) -> None:
         table.add_row(Text(name, style="dim"), "", "", Text(f"{bits:.4f}", style="dim"))
     console.print(table)
     console.print(f"{', '.join(report.baselines)}: {_NOTE}\n", style="dim", highlight=False)
-    for title, found in (("line", report.surprising_lines(number)), ("word", report.surprising_words(number))):
-        table = Table("nats", "per character", "where", f"most surprising {title}s", box=None)
+    every = {"lines": report.lines} if lines else {}
+    worst = {"most surprising lines": report.surprising_lines(number)}
+    worst["most surprising words"] = report.surprising_words(number)
+    for title, found in (every | worst).items():
+        table = Table("nats", "per character", "where", title, box=None)
         for piece in found:
             where = Text(f"{piece.file}:{piece.line}")
             table.add_row(f"{piece.nats:.1f}", f"{piece.nats_per_char:.2f}", where, Text(_printable(piece.text)))
@@ -80,7 +84,7 @@ def write_html(report: Report, path: Path, title: str) -> None:
     curve = [(float(n), p["nats"]) for n, p in enumerate(report.positions)]
     begins = [(float(n), f"{p['first']}") for n, p in enumerate(report.positions)]
     position = _plot("Nats per token against position", [curve], "tokens read before, at least", begins)
-    per_line = [(float(n), piece.nats_per_char) for n, piece in enumerate(report.lines[:5000], 1) if piece.text]
+    per_line = [(float(n), piece.nats_per_char) for n, piece in enumerate(report.lines[:_LINES], 1) if piece.text]
     course = _plot("Nats per character, line by line", [per_line], "line")
     bits = {one.protocol: one.bits_per_byte for one in report.protocols}
     scores = [
@@ -98,7 +102,10 @@ def write_html(report: Report, path: Path, title: str) -> None:
 <p>Expected calibration error {report.calibration_error:.4f}.</p>
 <h2>The text, darker where it surprises</h2><div class="text">{shaded}</div>
 <h2>Most surprising lines</h2>{_piece_table(report.surprising_lines())}
-<h2>Most surprising words</h2>{_piece_table(report.surprising_words())}"""
+<h2>Most surprising words</h2>{_piece_table(report.surprising_words())}
+<h2>Line by line</h2><details><summary>{_counted(len(report.lines))}</summary>{
+        _piece_table(report.lines[:_LINES])
+    }</details>"""
     write_atomically(
         path, (_HEAD.replace("{{title}}", escape(title)) + body + "</body></html>\n").encode("utf-8", "replace")
     )
@@ -129,6 +136,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
     lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _counted(lines: int) -> str:
+    return f"{lines:,} lines" + (f", the first {_LINES:,} of them; --csv writes all" if lines > _LINES else "")
 
 
 def _piece_table(found: Sequence[Piece]) -> str:
