@@ -157,7 +157,8 @@ def test_inspect_without_files_reads_the_held_out_text(run_folder, trained, run,
     assert found["nats_per_token"] == pytest.approx(shown.nats_T.mean()) and len(shown.nats_T) == 200
     shutil.copy(run_folder / "model.safetensors", tmp_path / "alone.safetensors")
     alone = run("inspect", tmp_path / "alone.safetensors", "--chars", "600", "--json")
-    assert alone.code == 0 and "reads what it writes itself" in alone.err
+    assert alone.code == 0 and "600 characters that it writes itself; better name a text" in alone.err
+    assert alone.json["reads"] == "what it writes itself" and "trained on" in found["reads"]
     config = json.loads((run_folder / "config.json").read_text())
     (run_folder / "config.json").write_text(json.dumps({**config, "sources": [str(tmp_path / "gone.txt")]}))
     gone = run("inspect", run_folder, "--chars", "600", "--json")

@@ -370,7 +370,7 @@ def test_command_finds_cells_in_the_shipped_model(run, tmp_path):
     assert code == 0 and (tmp_path / "x.html").stat().st_size > 100_000
     good = {one["what"] for one in report["cells"] if one["held_out"] is not None and one["held_out"] >= 0.6}
     assert len(good) >= 3 and "in an indented line" in good
-    assert set(report) == {"model", "nats_per_token", "gates", "cells", "influence", "nearest"}
+    assert set(report) == {"model", "reads", "nats_per_token", "gates", "cells", "influence", "nearest"}
 
 
 @pytest.mark.parametrize(

@@ -189,21 +189,31 @@ def inspect(
         blank_figure()
     with ScoreView(quiet) as view:
         told = view.progress("looking inside")
-        text, judge = (read(files)[:chars], None) if files else _own_texts(loaded, model, chars, notice_of(quiet))
-        judge = judge if held_out is None else read([held_out])[:chars]
+        what = ", ".join(files)
+        text, judge = read(files)[:chars] if files else "", None
+        if not files:
+            what, text, judge = _own_texts(loaded, model, chars, notice_of(quiet))
+        if held_out is not None:
+            what, judge = f"{what}, judged by {held_out}", read([held_out])[:chars]
         found = loaded.inspect(text, judge, told)
+    title = f"Inside {Path(model).name}, which reads {what}"
     if html is not None:
-        write_html(found, html, f"Inside {Path(model).name}")
+        write_html(found, html, title)
     if png is not None:
-        write_png(found, png, f"Inside {Path(model).name}")
+        write_png(found, png, title)
     if as_json:
-        print_json({"model": model, **found.to_dict()})
+        print_json({"model": model, "reads": what, **found.to_dict()})
     else:
+        click.echo(title)
         show(found, colour, output())
 
 
-def _own_texts(loaded: Any, name: str, chars: int, notice: Callable[[str], None]) -> tuple[str, str | None]:
-    """The end of a model's training text and the beginning of its held-out one, or what it writes itself."""
+def _own_texts(loaded: Any, name: str, chars: int, notice: Callable[[str], None]) -> tuple[str, str, str | None]:
+    """The end of a model's training text and the beginning of its held-out one, or what it writes itself.
+
+    Returns:
+        What it is, in words; the text, and the one that judges it.
+    """
     from textlstm.bench.quality import training_corpus
     from textlstm.corpus import Part
     from textlstm.inspection.xray import OWN_CHARS
@@ -215,13 +225,15 @@ def _own_texts(loaded: Any, name: str, chars: int, notice: Callable[[str], None]
     except TextLSTMError as error:
         notice(f"the text that the model was trained on is not at hand: {error}")
     if corpus is None or not corpus.val.num_chars or not isinstance(corpus.train, Part):
-        notice("the model reads what it writes itself")
-        return loaded.generate("", max_chars=min(chars, OWN_CHARS), seed=0), None
+        number = min(chars, OWN_CHARS)
+        notice(f"the model reads {number:,} characters that it writes itself; better name a text: inspect {name} FILE")
+        return "what it writes itself", loaded.generate("", max_chars=number, seed=0), None
     held_out = corpus.val.documents
     if corpus.val.continues and len(held_out) > 1:  # in the middle of a document nobody knows which quotes are open
         held_out = held_out[1:]
     judge = "".join(document.text for document in held_out)[: chars // 3]
-    return _end_of((*corpus.train.documents, *corpus.dev.documents), chars * 2 // 3), judge
+    text = _end_of((*corpus.train.documents, *corpus.dev.documents), chars * 2 // 3)
+    return "what it was trained on, and what was held out", text, judge
 
 
 def _end_of(documents: Sequence[Document], chars: int) -> str:
