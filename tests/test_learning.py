@@ -20,7 +20,7 @@ from textlstm import coding, metrics
 from textlstm.coding import compress, decompress
 from textlstm.config import LearnConfig, ModelConfig
 from textlstm.engine import load_engine
-from textlstm.errors import CodingError, ConfigError, ModelFileError, UsageError
+from textlstm.errors import CodingError, ConfigError, MissingExtraError, ModelFileError, UsageError
 from textlstm.interactive import Conversation
 from textlstm.learning import LearningEngine, code, decode, measure, read_settings
 from textlstm.model import Model
@@ -402,6 +402,13 @@ def test_other_statistics_are_named(no_lzma):
     other = dataclasses.replace(MODEL.coder, that_learnt=None)
     with pytest.raises(CodingError, match="learnt"):
         decompress(done.data, lambda _: other)
+
+
+def test_without_torch_a_file_that_learnt_says_what_is_missing(no_lzma, monkeypatch):
+    done = compress(TEXT.encode(), MODEL.learning_coder(LEARN))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="torch"):
+        MODEL.decompress(done.data)
 
 
 def test_settings_travel_and_only_where_they_are_unusual():

@@ -39,7 +39,8 @@ def compress_(
     (or 64 kB for each lane, if that is more), so that a file may be larger than memory.
 
     With --learn the model learns from what it has coded: smaller and slower, for decompress too, and only the same
-    machine with the same versions is sure to give the file back. The file says how it was written.
+    machine with the same versions is sure to give the file back. The file says how it was written. Memories take about
+    a kilobyte for each token that they have read; --no-learn-memories does without them.
 
     \b
     textlstm compress shakespeare sonnets.txt sonnets.tlz
