@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -45,13 +46,14 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-def start(base: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "TEXTLSTM_CACHE": str(base / "cache"),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "textlstm", "train", *arguments]
+def environment(base: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "TEXTLSTM_CACHE": str(base / "cache")}
+
+
+def start(base: Path, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [*before, sys.executable, "-m", "textlstm", "train", *arguments]
     return subprocess.Popen(
-        command, cwd=base, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=base, env=environment(base), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
@@ -157,3 +159,42 @@ def test_signals_save_and_tell_how_to_go_on(base):
         assert done is not None and step <= done.step == steps_logged(base / name)  # not a step is lost
         if code == 143:
             process = start(base, "--resume", "--out", name, "--json")
+
+
+def in_a_terminal(base: Path, name: str) -> tuple[subprocess.Popen[str], int]:
+    """A run that leads a terminal of its own, and this terminal's other end."""
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "textlstm", "train", "book.txt", "--out", name, *OPTIONS],
+        cwd=base, env=environment(base), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    return process, ours
+
+
+def test_a_terminal_that_is_closed_saves(base):
+    process, terminal = in_a_terminal(base, "closed")
+    deadline = time.monotonic() + 60
+    while steps_logged(base / "closed") < 20:
+        assert process.poll() is None and time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.002)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)  # a shell hands on what the terminal has sent
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    done = load_newest(base / "closed" / "checkpoints")
+    assert done is not None and 20 <= done.step == steps_logged(base / "closed") < STEPS
+    assert read_model(base / "closed" / "model.safetensors").config.hidden_size == 16
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(base, whole):
+    name = "nohup"
+    process = start(base, "book.txt", "--out", name, *OPTIONS, before=("nohup",))
+    end_at(process, base / name, 10, functools.partial(process.send_signal, signal.SIGHUP))
+    assert process.returncode == 0
+    assert weights(base / name) == whole[1]

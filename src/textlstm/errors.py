@@ -10,7 +10,7 @@
     ├── MissingExtraError         exit 1   an optional part of textlstm is not installed
     ├── DivergedError             exit 3   training produced numbers that are not finite
     ├── BusyError                 exit 1   a server that has no room or no time for a request
-    └── Interrupted               exit 130 (Ctrl-C) or 143 (SIGTERM), after everything was saved
+    └── Interrupted               exit 130 (Ctrl-C), 143 (SIGTERM) or 129 (terminal closed), after everything was saved
 
 Each message says what was wrong, where, and what to do about it.
 """

@@ -10,10 +10,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, TextIO, cast
 from xml.sax.saxutils import escape
 
 from rich.console import Console, Group, RenderableType
@@ -250,18 +250,35 @@ class Rate:
         return self._tokens / self._seconds if self._seconds else 0.0
 
 
-class _Console(Console):
-    """A console whose reader may leave (`2>&1 | head`): the run goes on unseen."""
+class _Leavable:
+    """A stream whose reader may leave (`2>&1 | head`), or whose terminal may be closed: the run goes on unseen."""
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 def error_console() -> Console:
     """Standard error, whose reader may leave."""
-    return _Console(stderr=True)
+    if sys.stderr is None:  # a program without a terminal, on Windows
+        return Console(stderr=True)
+    return Console(file=cast(TextIO, _Leavable(sys.stderr)))
 
 
 def choose_view(quiet: bool) -> View:

@@ -99,7 +99,8 @@ def _leave(problem: str, code: int, shown: bool = False) -> NoReturn:
     """Says why a command ends early, with --json also as the last line of standard output, and ends it."""
     if not shown:
         label = "" if code > 128 else click.style("error: ", fg="red", bold=True)
-        click.echo(f"{label}{problem}", err=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            click.echo(f"{label}{problem}", err=True)
     if "--json" in sys.argv:
         with contextlib.suppress(OSError):
             print_json({"error": problem, "exit_code": code})

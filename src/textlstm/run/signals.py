@@ -1,15 +1,22 @@
-"""Ctrl-C and SIGTERM, as a wish to stop."""
+"""Ctrl-C, SIGTERM and the end of the terminal, as a wish to stop."""
 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+#: What a terminal sends that is closed; 0, which is no signal, on Windows.
+HANG_UP = 0 if sys.platform == "win32" else int(signal.SIGHUP)
+
 
 class Signals:
-    """Turns the first Ctrl-C or SIGTERM within it into a wish to stop; a second one acts at once.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP within it into a wish to stop; a second one acts at once.
+
+    Not so a second SIGHUP: a shell hands on what the terminal has sent already. Where SIGHUP is ignored, as under
+    nohup, it stays ignored.
 
     Args:
         notice: told that the wish was heard.
@@ -26,7 +33,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         with suppress(ValueError):  # not in the main thread, where Python has no signals
-            for watched in (signal.SIGINT, signal.SIGTERM):
+            for watched in (signal.SIGINT, signal.SIGTERM, *([] if is_hang_up_ignored() else [HANG_UP])):
                 self._previous[watched] = signal.signal(watched, self._note)
         return self
 
@@ -35,13 +42,18 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self._hold and self.received is not None:
+        if self.received is not None and (self._hold or number == HANG_UP):
             return  # the launcher knows how to kill
         self.received = number
-        if not self._hold:
+        if not self._hold and number != HANG_UP:
             signal.signal(number, self._previous[number])
         self._notice("saving; once more stops at once")
 
     def reason(self) -> str | None:
         """The name of the signal, for a trainer that asks whether to stop."""
         return None if self.received is None else signal.Signals(self.received).name
+
+
+def is_hang_up_ignored() -> bool:
+    """Whether the end of the terminal is nothing to this process."""
+    return HANG_UP == 0 or signal.getsignal(HANG_UP) == signal.SIG_IGN
