@@ -174,8 +174,8 @@ def nothing_is_left():
             process.communicate()
 
 
-def start(base: Path, name: str, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "textlstm", "train", "book.txt", "--out", name, *OPTIONS, *more]
+def start(base: Path, name: str, *more: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [*before, sys.executable, "-m", "textlstm", "train", "book.txt", "--out", name, *OPTIONS, *more]
     process = subprocess.Popen(
         command, cwd=base, env=environment(base), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -270,8 +270,12 @@ def test_a_rank_that_dies_ends_the_job_soon(base):
 
 @linux
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_a_signal_stops_all_and_saves(base, whole, number, code):
     name = f"stopped-{code}"
     process = start(base, name, "--processes", "2")
@@ -284,6 +288,18 @@ def test_a_signal_stops_all_and_saves(base, whole, number, code):
     assert found is not None and found.step >= 50 and found.step == last_step(base / name)
     finish(start(base, name, "--resume", "--processes", "2"))
     for tensor, array in weights(base / name).items():
+        assert array.tobytes() == whole[tensor].tobytes()
+
+
+@linux
+@pytest.mark.slow
+def test_under_nohup_a_closed_terminal_stops_none(base, whole):
+    process = start(base, "nohup", "--processes", "2", before=("nohup",))
+    wait_for(process, base / "nohup", 20)
+    process.send_signal(signal.SIGHUP)
+    os.kill(rank_process(base, "nohup", 1), signal.SIGHUP)
+    finish(process)
+    for tensor, array in weights(base / "nohup").items():
         assert array.tobytes() == whole[tensor].tobytes()
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from textlstm.trainer.launch import is_hang_up_ignored
+
 #: What a terminal sends that is closed; 0, which is no signal, on Windows.
 HANG_UP = 0 if sys.platform == "win32" else int(signal.SIGHUP)
 
@@ -43,7 +45,7 @@ class Signals:
 
     def _note(self, number: int, frame: object) -> None:
         if self.received is not None and (self._hold or number == HANG_UP):
-            return  # the launcher knows how to kill
+            return  # a launcher knows how to kill, and a shell repeats the terminal
         self.received = number
         if not self._hold and number != HANG_UP:
             signal.signal(number, self._previous[number])
@@ -52,8 +54,3 @@ class Signals:
     def reason(self) -> str | None:
         """The name of the signal, for a trainer that asks whether to stop."""
         return None if self.received is None else signal.Signals(self.received).name
-
-
-def is_hang_up_ignored() -> bool:
-    """Whether the end of the terminal is nothing to this process."""
-    return HANG_UP == 0 or signal.getsignal(HANG_UP) == signal.SIG_IGN

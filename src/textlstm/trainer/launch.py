@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import struct
 import sys
@@ -170,11 +171,18 @@ def _variables(processes: int) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
+def is_hang_up_ignored() -> bool:
+    """Whether SIGHUP, the end of the terminal, is nothing to this process: under nohup, and on Windows."""
+    return sys.platform == "win32" or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 def _config(processes: int) -> LaunchConfig:
     from torch.distributed.launcher.api import LaunchConfig
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # our message says it in a line
+    # torchrun hears SIGHUP even where nohup had it ignored; without it here the ranks inherit that, too.
+    heard: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGINT,SIGQUIT"} if is_hang_up_ignored() else {}
     return LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2,
+        rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2, **heard,
     )  # fmt: skip
