@@ -3,7 +3,8 @@
     python benchmarks/serve.py           measure, write results/serve.json, draw docs/load.svg
     python benchmarks/serve.py --draw    draw what was measured
 
-The weights are random, which costs the same as trained ones; the tokenizer is the shipped model's.
+The weights are random, which costs the same as trained ones; the tokenizer is the shipped model's. It is measured with
+one worker and with two (`--workers 2`), and what 64 streams get is told over what a single one gets.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from textlstm.bench.serving import Load, measure_models, plot
 from textlstm.model_file import read_model, write_model
@@ -31,6 +33,13 @@ def write_noise(path: Path) -> None:
     write_model(path, CONFIG, read_model(shipped).tokenizer, random_weights(CONFIG), {"corpus": "none"})
 
 
+def gain(*runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Tokens per second of 64 streams over those of one, by the number of workers; all against the faster one."""
+    rates = [{row["streams"]: row["tokens_per_second"] for row in rows} for rows in runs]
+    one = max(rate[1] for rate in rates)
+    return {f"{workers} workers": rate[64] / one for workers, rate in enumerate(rates, start=1)}
+
+
 def main() -> None:
     """Measures and draws."""
     if "--draw" not in sys.argv:
@@ -38,10 +47,12 @@ def main() -> None:
             path = Path(folder, "noise.safetensors")
             write_noise(path)
             load = Load(seconds=10.0)
-            rows = measure_models(Settings({"noise": path}, max_queue=2 * max(STREAMS)), STREAMS, load, print)
+            settings = Settings({"noise": path}, max_queue=2 * max(STREAMS))
+            rows, with_two = (measure_models(settings, STREAMS, load, print, workers) for workers in (1, 2))
         from card import report
 
-        report("serve", {"tokens": load.tokens, "prompt_chars": load.prompt_chars, "rows": rows})
+        results = {"rows": rows, "rows_with_two_workers": with_two, "to_one_stream": gain(rows, with_two)}
+        report("serve", {"tokens": load.tokens, "prompt_chars": load.prompt_chars, **results})
     plot(json.loads(RESULTS.read_text())["rows"], PICTURE)
 
 

@@ -35,7 +35,7 @@ ROUND = 1024  # tokens of all prompts that are read in a round while texts are b
 LOOK = 0.02  # seconds between two looks at the deadlines
 QUIET_ROUND = 4096  # the same while none is
 TELL = 0.01  # seconds between two times that news are told: writing to a socket costs as much as several tokens
-TELL_ROW, TELL_MOST = 0.0004, 0.05  # seconds for each text, and at most, before those in the middle of theirs are told
+TELL_ROW, TELL_MOST = 0.0015, 0.05  # seconds for each text, and at most, before those in the middle of theirs hear
 
 Point = tuple[NDArray[np.float32], State]  # logits (1, V) for the next token, and the state of one row to go on from
 
