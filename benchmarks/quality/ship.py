@@ -68,10 +68,10 @@ MODELS = {
     "original-small": Shipped(
         "the task of the original program: GPT-2's vocabulary, as much of it as the text uses, and one layer",
         "Tiny Shakespeare without its last 104,217 characters", TINY_LICENCE,
-        "tiny-shakespeare --tokenizer gpt2-pruned --steps 12000 --num-layers 1 --hidden-size 384 --embed-size 128"
-        " --batch-size 12 --lr 7e-3 --embed-dropout 0.02 --input-dropout 0.15 --layer-dropout 0 --output-dropout 0.25"
-        f" --weight-dropout 0.25 --weight-decay 0.2 --ema 0.997 --dev-fraction 0 {' '.join(ORIGINAL)}"
-        " --precision bf16 --eval-every 800",
+        "tiny-shakespeare --tokenizer gpt2-pruned --steps 7000 --num-layers 1 --hidden-size 384 --embed-size 80"
+        " --batch-size 12 --lr 7e-3 --embed-dropout 0.1 --input-dropout 0.3 --layer-dropout 0 --output-dropout 0.4"
+        f" --weight-dropout 0.35 --weight-decay 0.3 --ema 0.997 --dev-fraction 0 {' '.join(ORIGINAL)}"
+        " --precision bf16 --eval-every 700",
     ),
     "names": Shipped(
         "American names, character by character",
