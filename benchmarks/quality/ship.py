@@ -138,7 +138,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         network = f"{model['num_layers']} x {model['hidden_size']}, {model['vocab_size']:,} ids"
         cells = (
             f"`{line['name']}`", line["source"], network, f"{line['bytes'] / 1e6:.1f} MB",
-            f"{val['nats_per_char']:.3f} ({val['chars']:,} characters)", f"{line['int8_costs']:.4f}", line["licence"],
+            f"{val['nats_per_char']:.3f} ({val['chars']:,} characters)",
+            f"{round(line['int8_costs'], 4) + 0.0:.4f}", line["licence"],
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
