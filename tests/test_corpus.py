@@ -29,6 +29,7 @@ from textlstm.corpus import (
     Rows,
     StoredPart,
     read_corpus,
+    read_sources,
     sources,
     steps_per_epoch,
 )
@@ -172,9 +173,12 @@ def test_unmarked_utf16_and_utf32_are_named(tmp_path, encoding, language):
     assert text_to_bytes(whole_text([path], EXACT.replace(encoding="bytes"))) == text.encode(encoding)
 
 
-@pytest.mark.parametrize("text", [LONG + "\0", "\0" * 500, "a line\0another\0" * 50])
+@pytest.mark.parametrize(
+    "text", [LONG + "\0", "\0" * 500, "a line\0another\0" * 50, "\0", "abc\0", "ab\0\0", "one.txt\0three.txt\0"]
+)
 def test_a_utf8_text_may_have_nuls(tmp_path, text):
-    assert whole_text([write(tmp_path / "a.txt", text)]) == text
+    (document,) = read_sources([str(write(tmp_path / "a.txt", text))], EXACT, print).documents
+    assert document.text == text
 
 
 def test_newlines(tmp_path):

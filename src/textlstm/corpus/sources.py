@@ -2,8 +2,8 @@
 
 Text is kept byte for byte. A file that is not in the encoding named is an error that says which byte; UTF-16 and
 UTF-32 announce themselves by a byte order mark and are decoded (their bytes are not valid UTF-8, so nothing is
-guessed). Without the mark their bytes may be valid UTF-8, but with a NUL in every second byte or more: that is an
-error which names the encoding that it looks like. `--encoding bytes` takes anything.
+guessed). Without the mark their bytes may be valid UTF-8, but with NULs, which stand nearly all at even or all at odd
+places: that is an error which names the encoding that it looks like. `--encoding bytes` takes anything.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_SAMPLE = 4096  # bytes that tell UTF-16 without a mark; a multiple of 4
+_SAMPLE, _NULS = 4096, 4  # bytes, a multiple of 4, that tell UTF-16 without a mark, if so many of them are NUL
 # A packed file may grow to this many times its size, or to the size below: real text shrinks about 3 to 20 times.
 _MOST_EXPANSION, _MOST_EXPANDED = 200, 1 << 28
 
@@ -352,6 +352,8 @@ def _decoded(name: str, chunks: Iterator[bytes], config: CorpusConfig, notice: C
 def _refuse_unmarked(name: str, sample: bytes) -> None:
     """Raises CorpusError for what looks like UTF-16 or UTF-32 without a byte order mark, by where its NULs stand."""
     nuls = [sample[place::4].count(0) for place in range(4)]
+    if sum(nuls) < _NULS:  # a few stand somewhere by chance
+        return
     even, odd, quarter = nuls[0] + nuls[2], nuls[1] + nuls[3], len(sample) // 4
     if quarter and nuls[3] >= quarter and nuls[2] > nuls[0]:  # no code point needs the highest byte
         kind = "32", "LE", "little"
