@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from textlstm.bench.quality import training_corpus
 from textlstm.config import CorpusConfig
-from textlstm.corpus import named, read_sources
+from textlstm.corpus import named, read_corpus, read_sources
 from textlstm.corpus.document import Document
 from textlstm.corpus.plays import without_speeches_of
 from textlstm.errors import CorpusError, MissingExtraError
@@ -396,3 +397,17 @@ def test_the_demo_reads_the_corpus_whatever_is_called_so(run, text, tmp_path, ca
     report = run("demo", "--minutes", "0.001", "--json").json
     assert report["train_chars"] + report["val"]["chars"] == len(text)
     assert Model.load(report["model"]).card["corpus"]["name"] == "tiny-shakespeare"
+
+
+def test_a_model_taken_out_of_its_run_reads_the_corpus_whatever_is_called_so(text, tmp_path, cache, monkeypatch):
+    put(cache, text.encode())
+    monkeypatch.setattr(named, "TINY_SHA256", hashlib.sha256(text.encode()).hexdigest())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-shakespeare").write_text("my own words\n" * 100)
+    corpus = read_corpus(["corpus:tiny-shakespeare"], CorpusConfig(val_chars=500, dev_fraction=0))
+    card = {
+        "corpus": {"name": corpus.name, "sha256": corpus.fingerprint},
+        "split": {"train_chars": corpus.train.num_chars, "dev_chars": 0, "val_chars": 500},
+    }
+    found = training_corpus(tmp_path / "m.safetensors", card, print)
+    assert found is not None and found.val.text == text[-500:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -317,3 +318,11 @@ def test_a_runs_own_config_trains_it_again(book, run):
         "train", str(book), "--out", "third", "--config", "one/config.json", "--steps", "3", "--json", "--quiet"
     )
     assert done.json["steps"] == 3
+
+
+def test_the_folder_of_a_search_is_called_as_its_corpus(text, tmp_path, own_cache, monkeypatch):
+    (tmp_path / "tinyshakespeare.txt").write_text(text)
+    monkeypatch.setenv("TEXTLSTM_CORPORA", str(tmp_path))
+    monkeypatch.setattr("textlstm.corpus.named.TINY_SHA256", hashlib.sha256(text.encode()).hexdigest())
+    tune(Search(["corpus:tiny-shakespeare"], None, 1, flops=FLOPS, settings=FIXED), TuneView())
+    assert [path.name for path in Path("runs").iterdir()] == ["tiny-shakespeare-tune-1"]

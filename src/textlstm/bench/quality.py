@@ -16,6 +16,7 @@ from typing import Any
 
 from textlstm.config import CorpusConfig
 from textlstm.corpus import CORPORA, Corpus, Part, StoredPart, Tokens, read_corpus, read_sources, source_title
+from textlstm.corpus.named import PREFIX
 from textlstm.engine import Engine
 from textlstm.errors import UsageError
 from textlstm.metrics import LEARNING, Progress, Score, no_progress, score, total
@@ -69,7 +70,7 @@ def training_corpus(model: Path, card: dict[str, Any], notice: Callable[[str], N
         sources, config = described
     elif known.get("name") in CORPORA:
         dev, rest = split["dev_chars"], split["train_chars"] + split["dev_chars"]
-        sources = [known["name"]]
+        sources = [PREFIX + known["name"]]  # no file here that is called so
         config = CorpusConfig(val_chars=split["val_chars"], dev_fraction=dev / max(1, rest))
     else:
         return None

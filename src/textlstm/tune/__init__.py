@@ -40,7 +40,7 @@ import numpy as np
 
 from textlstm import autopilot, metrics, run
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, Part, Tokens, absolute, read_corpus
+from textlstm.corpus import Corpus, Part, Tokens, absolute, read_corpus, source_title
 from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.files import write_atomically
 from textlstm.tokenizer import Tokenizer
@@ -150,7 +150,8 @@ def tune(search: Search, view: TuneView) -> Found:
     """
     require_optuna()
     for_corpus, for_model, for_train = _check(search)
-    folder = run.free_run_folder(f"{Path(search.sources[0]).stem}-tune") if search.out is None else search.out
+    name = Path(source_title(search.sources[0])).stem
+    folder = run.free_run_folder(f"{name}-tune") if search.out is None else search.out
     begun = _begun(folder)
     # What is held out is dropped here, before anything is chosen.
     text = replace(read_corpus(search.sources, CorpusConfig.from_dict(for_corpus), view.notice), val=Part(()))
