@@ -333,6 +333,17 @@ def test_what_gives_and_takes_little_at_a_time():
     assert target.inner.getvalue() == streamed(SKEWED, skewed_coder(), 1, 300)[0].getvalue()
 
 
+def test_a_source_that_does_not_wait_is_not_taken_for_its_end():
+    class Late(Trickle):
+        def read(self, size=-1):
+            return super().read(size) or None  # what a pipe in non-blocking mode gives while nothing has come
+
+    with pytest.raises(UsageError, match="does not wait"):
+        coding.compress_stream(Late(SKEWED), io.BytesIO(), skewed_coder())
+    with pytest.raises(UsageError, match="does not wait"):
+        coding.decompress_stream(Late(b"tl"), io.BytesIO(), lambda _: skewed_coder())
+
+
 @pytest.mark.parametrize("name", ["bpe", "char", "byte", "no-boundary"])
 def test_size_is_the_score_over_many_blocks(name):
     """One lane goes on from block to block as if there were none; each costs its head and less than a word."""

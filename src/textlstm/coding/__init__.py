@@ -204,7 +204,7 @@ def compress_stream(
         block: bytes of a block, at most; None is a megabyte, or 64 kB for each lane.
 
     Raises:
-        UsageError: an impossible number of lanes or size of a block.
+        UsageError: an impossible number of lanes or size of a block, or a source that does not wait for its bytes.
     """
     if not 1 <= lanes <= MAX_LANES:
         raise UsageError(f"lanes must be between 1 and {MAX_LANES}, not {lanes}")
@@ -250,6 +250,7 @@ def decompress_stream(
     Raises:
         CodingError: the file is something else, damaged, of another version, or of another model, or this machine
             computes differently from the one that wrote it.
+        UsageError: a source that does not wait for its bytes.
     """
     unpacker, summary = _Unpacker(find), Summary()
     start = _checked_start(source)
@@ -328,7 +329,12 @@ def _blocks(source: BinaryIO, size: int) -> Iterator[tuple[bytes, bool]]:
 def _take(source: BinaryIO, size: int) -> bytes:
     """So many bytes, or all that are left; never more than there are is asked for in memory."""
     pieces = []
-    while size and (piece := source.read(min(size, _READ))):
+    while size:
+        piece: bytes | None = source.read(min(size, _READ))
+        if piece is None:
+            raise UsageError("the input has nothing yet and does not wait (O_NONBLOCK); put `cat |` between")
+        if not piece:
+            break
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)
