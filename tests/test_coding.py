@@ -6,6 +6,7 @@ import decimal
 import io
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import pytest
 from conftest import make_text
@@ -21,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textlstm import cli, coding
+from textlstm.cli.compressing import check_out
 from textlstm.coding import Coder, arithmetic, cumulative_weights
 from textlstm.config import ModelConfig
 from textlstm.errors import CodingError, DivergedError, UsageError
@@ -787,7 +790,7 @@ def test_a_model_in_the_cache_is_found(run, tmp_path):
     [
         ["compress", "shakespeare", "absent", "o"], ["compress", "shakespear", "in", "o"], ["compress", "shakespeare"],
         ["compress", "shakespeare", "in", "in"], ["compress", "shakespeare", "in", "no-such/o"],
-        ["compress", "shakespeare", "in", "/dev/null"],
+        ["compress", "shakespeare", "in", "pipe"],
         ["compress", "shakespeare", "in", "."], ["compress", "shakespeare", "in", "-", "--json"],
         ["compress", "shakespeare", "in", "o", "--lanes", "0"], ["compress", "shakespeare", "in", "o", "--lanes", "x"],
         ["decompress", "absent", "o"], ["decompress", "in"],
@@ -795,10 +798,23 @@ def test_a_model_in_the_cache_is_found(run, tmp_path):
 )  # fmt: skip
 def test_commands_that_cannot_be_meant(run, tmp_path, arguments):
     (tmp_path / "in").write_bytes(b"text")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+    else:
+        (tmp_path / "pipe").mkdir()
     done = run(*arguments)
     assert done.code == 2 and done.err and not (tmp_path / "o").exists()
     assert not done.out or ("--json" in arguments and json.loads(done.out)["exit_code"] == 2)
     assert (tmp_path / "in").read_bytes() == b"text"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="/dev")
+def test_what_is_open_already_is_no_out(tmp_path):
+    """As root, renaming would put a file in the place of /dev/stdout itself, which is a link to where output goes."""
+    with (tmp_path / "redirected").open("wb") as file:
+        for name in (f"/dev/fd/{file.fileno()}", "/dev/stdout"):
+            with pytest.raises(click.BadParameter, match="no file that could be replaced"):
+                check_out("-", name, as_json=False)
 
 
 def test_damage_on_the_command_line(run, tmp_path):

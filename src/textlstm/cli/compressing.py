@@ -15,6 +15,7 @@ import click
 from textlstm.cli.options import common_options, learner_of, learning_options, notice_of, print_json
 
 _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_OPEN = ("/dev/std", "/dev/fd/", "/proc/")  # links to what is open, to a file perhaps: renaming would replace the link
 _force = click.option(
     "--force", "-f", is_flag=True, help="Replace OUT without asking; only on a terminal one is asked."
 )
@@ -134,8 +135,8 @@ def check_out(source: str, out: str, as_json: bool) -> None:
             raise click.BadParameter("would mix with the data on standard output", param_hint="--json")
     elif source != "-" and Path(out).exists() and Path(out).samefile(source):
         raise click.BadParameter("is the same file as IN", param_hint="OUT")
-    elif Path(out).exists() and not (Path(out).is_file() or Path(out).is_dir()):
-        raise click.BadParameter(f"{out} is no file that could be replaced; '-' is standard output", param_hint="OUT")
+    elif Path(out).exists() and not Path(out).is_dir() and (not Path(out).is_file() or out.startswith(_OPEN)):
+        raise click.BadParameter(f"{out} is no file that could be replaced", param_hint="OUT")
     elif Path(out).is_dir() or not Path(out).parent.is_dir():
         raise click.BadParameter(f"{out} is a folder, or lies in none that exists", param_hint="OUT")
 
