@@ -8,8 +8,10 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -806,6 +808,21 @@ def test_commands_that_cannot_be_meant(run, tmp_path, arguments):
     assert done.code == 2 and done.err and not (tmp_path / "o").exists()
     assert not done.out or ("--json" in arguments and json.loads(done.out)["exit_code"] == 2)
     assert (tmp_path / "in").read_bytes() == b"text"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_leaves_no_half_of_a_file(tmp_path, number):
+    command = [sys.executable, "-m", "textlstm", "compress", "names", "-", "out.tlz", "--json"]
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.iterdir()):  # the file under its temporary name
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and not any(tmp_path.iterdir())
+    assert json.loads(out)["exit_code"] == 128 + number
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="/dev")

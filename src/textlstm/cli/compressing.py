@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
 from textlstm.cli.options import common_options, learner_of, learning_options, notice_of, print_json
+from textlstm.errors import Interrupted
 
 _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 _OPEN = ("/dev/std", "/dev/fd/", "/proc/")  # links to what is open, to a file perhaps: renaming would replace the link
@@ -153,10 +156,33 @@ def _reading(source: str) -> AbstractContextManager[BinaryIO]:
     return nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb")
 
 
-def _writing(out: str) -> AbstractContextManager[BinaryIO]:
+@contextmanager
+def _writing(out: str) -> Iterator[BinaryIO]:
     from textlstm.files import writing_atomically
 
-    return nullcontext(sys.stdout.buffer) if out == "-" else writing_atomically(Path(out))
+    if out == "-":
+        yield sys.stdout.buffer
+    else:
+        with _unwinding(), writing_atomically(Path(out)) as file:
+            yield file
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """Has SIGTERM and the end of the terminal leave as Ctrl-C does, so that no half of a file stays behind."""
+    ends = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGHUP]
+    ends = [end for end in ends if signal.getsignal(end) == signal.SIG_DFL]  # nohup has it ignored
+
+    def leave(number: int, _: object) -> None:
+        raise Interrupted("stopped", number)
+
+    for end in ends:
+        signal.signal(end, leave)
+    try:
+        yield
+    finally:
+        for end in ends:
+            signal.signal(end, signal.SIG_DFL)
 
 
 def _size_of(file: BinaryIO) -> int | None:
