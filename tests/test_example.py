@@ -129,7 +129,14 @@ def test_what_is_no_model_of_it_gets_one_line(run_alone, tmp_path, kind):
     assert "junk.safetensors" in err and "a model that this program saved" in err
 
 
-def test_an_empty_text_gets_an_error(run_alone, tmp_path):
-    (tmp_path / "input.txt").touch()
+@pytest.mark.parametrize("text", ["", "a"])
+def test_a_text_of_which_no_tenth_can_be_held_out_gets_an_error(run_alone, tmp_path, text):
+    (tmp_path / "input.txt").write_text(text)
     code, _, err = run_alone()
-    assert code == 2 and "input.txt is empty" in err
+    assert code == 2 and "input.txt is too short" in err
+
+
+def test_a_place_that_cannot_be_written_is_named(run_alone, tmp_path):
+    (tmp_path / "input.txt").write_text("a boat, a boat. " * 20)
+    code, _, err = run_alone("--steps", "1", "--out", "no/such.safetensors")
+    assert code == 2 and len(err.splitlines()) == 1 and "no/" in err and "a place for --out" in err
