@@ -30,6 +30,7 @@ from textlstm.novelty import CopyMeter
 from textlstm.run import Request, Result, train
 from textlstm.run.beginning import begin
 from textlstm.run.loop import is_original_split, opening
+from textlstm.run.signals import Signals
 from textlstm.tokenizer import gpt2_tokenizer
 from textlstm.view import View
 
@@ -720,6 +721,21 @@ def test_what_an_alphabet_lacks_is_told(tmp_path):
     settings = {"tokenizer": "char-plain", "hidden_size": 8, "embed_size": 8, "val_chars": 5, "dev_fraction": 0.0}
     train(Request([str(tmp_path / "a.txt")], tmp_path / "run", steps=2, settings=settings), view)
     assert [line for line in view.notices if "read as ' '" in line and "'G', 'r', 'ß', 'ö'" in line]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP")
+def test_a_closed_terminal_that_is_told_again_does_not_stop_what_is_written_last():
+    """A shell that ends hands SIGHUP on, and the system tells it once more when the shell has ended."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with Signals(print) as signals:
+            pass
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        with signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.reason() == "SIGHUP" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_preset_of_the_original(book, tmp_path):

@@ -17,8 +17,8 @@ HANG_UP = 0 if sys.platform == "win32" else int(signal.SIGHUP)
 class Signals:
     """Turns the first Ctrl-C, SIGTERM or SIGHUP within it into a wish to stop; a second one acts at once.
 
-    Not so a second SIGHUP: a shell hands on what the terminal has sent already. Where SIGHUP is ignored, as under
-    nohup, it stays ignored.
+    Not so a second SIGHUP: a shell hands on what the terminal has sent already, perhaps while what is written last is
+    written, so it is ignored from then on. Where SIGHUP is ignored, as under nohup, it stays ignored.
 
     Args:
         notice: told that the wish was heard.
@@ -41,7 +41,7 @@ class Signals:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if number == HANG_UP == self.received else handler)
 
     def _note(self, number: int, frame: object) -> None:
         if self.received is not None and (self._hold or number == HANG_UP):
