@@ -825,6 +825,28 @@ def test_a_command_that_is_ended_leaves_no_half_of_a_file(tmp_path, number):
     assert json.loads(out)["exit_code"] == 128 + number
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_terminal_that_ends_twice_lets_the_file_be_removed(run, tmp_path, monkeypatch):
+    before, unlink = signal.signal(signal.SIGHUP, signal.SIG_DFL), Path.unlink
+
+    def ended(*_):
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    def ended_again(path, **options):
+        ended()
+        unlink(path, **options)
+
+    monkeypatch.setattr(coding, "compress_stream", ended)
+    monkeypatch.setattr(Path, "unlink", ended_again)
+    (tmp_path / "in").write_bytes(b"text")
+    try:
+        assert run("compress", "names", "in", "out").code == 129
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="/dev")
 def test_what_is_open_already_is_no_out(tmp_path):
     """As root, renaming would put a file in the place of /dev/stdout itself, which is a link to where output goes."""

@@ -173,16 +173,19 @@ def _unwinding() -> Iterator[None]:
     ends = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGHUP]
     ends = [end for end in ends if signal.getsignal(end) == signal.SIG_DFL]  # nohup has it ignored
 
+    def handle_by(handler: Any) -> None:
+        for end in ends:
+            signal.signal(end, handler)
+
     def leave(number: int, _: object) -> None:
+        handle_by(signal.SIG_IGN)  # a shell hands on what the terminal has sent, in the middle of the removal
         raise Interrupted("stopped", number)
 
-    for end in ends:
-        signal.signal(end, leave)
+    handle_by(leave)
     try:
         yield
     finally:
-        for end in ends:
-            signal.signal(end, signal.SIG_DFL)
+        handle_by(signal.SIG_DFL)
 
 
 def _size_of(file: BinaryIO) -> int | None:
