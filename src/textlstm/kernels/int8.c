@@ -171,6 +171,7 @@ static void shape_tiles(int64_t R, int64_t K)
         s.bytes[i] = i > 7 ? 0 : i == 6 ? rest : 64;
         s.rows[i] = i > 7 ? 0 : i == 7 ? rest / 4 : i == 5 ? 16 : R;
     }
+    __asm__ volatile("" ::"m"(s)); /* all of it must be written: gcc takes its first bytes for enough */
     _tile_loadconfig(&s);
 }
 
@@ -178,6 +179,7 @@ static void shape_tiles(int64_t R, int64_t K)
 static void block_of_tiles(int64_t K, const int8_t *x, int64_t stride, const int8_t *w, const int32_t *offset,
                            int32_t *sums)
 {
+    __asm__ volatile("" ::: "memory"); /* gcc does not know that tiles are read from memory, nor that they are stored */
     _tile_loadd(0, offset, 0); /* the same for every row */
     _tile_loadd(1, offset + 16, 0);
     _tile_loadd(2, offset + 32, 0);
@@ -204,6 +206,7 @@ static void block_of_tiles(int64_t K, const int8_t *x, int64_t stride, const int
     _tile_stored(1, sums + 16, 256);
     _tile_stored(2, sums + 32, 256);
     _tile_stored(3, sums + 48, 256);
+    __asm__ volatile("" ::: "memory");
 }
 #else
 #define ROWS BLOCK_ROWS
