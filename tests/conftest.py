@@ -7,8 +7,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -43,6 +45,19 @@ def make_text(size: int, seed: int = 7) -> str:
         paragraphs.append(" ".join(sentences) + "\n\n"[: rng.randint(1, 2)])
         length += len(paragraphs[-1])
     return "".join(paragraphs)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heed_signals() -> Iterator[None]:
+    """Processes that tests start heed signals also where pytest was told to ignore them, by nohup or a shell's `&`."""
+    defaults = {"SIGHUP": signal.SIG_DFL, "SIGINT": signal.default_int_handler}
+    numbers = {getattr(signal, name): handler for name, handler in defaults.items() if hasattr(signal, name)}
+    ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, numbers[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")
