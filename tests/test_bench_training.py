@@ -51,6 +51,16 @@ def test_command(monkeypatch):
     assert "OMP_NUM_THREADS" not in os.environ
 
 
+@pytest.mark.parametrize("usual", ["bf16", "fp32"])
+def test_precision_is_that_of_train(monkeypatch, usual):
+    monkeypatch.setattr("textlstm.trainer.device.usual_precision", lambda device: usual)
+    sizes = ["--vocab-size", "300", "--embed-size", "16", "--hidden-size", "32", "--batch-size", "4"]
+    for options, expected in (([], usual), (["--precision", "fp32"], "fp32")):
+        done = CliRunner().invoke(cli, ["bench", "train", "--seconds", "0.1", "--json", *sizes, *options])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout.splitlines()[-1])["train"]["precision"] == expected
+
+
 def test_one_process_is_no_plural():
     assert (counted(1), counted(2)) == ("1 process", "2 processes")
 

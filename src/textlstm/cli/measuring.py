@@ -55,13 +55,16 @@ def bench_train(
     require_torch()
     from textlstm.bench.card import machine_card
     from textlstm.bench.training import counted, measure
+    from textlstm.trainer.device import choose_device, usual_precision
 
-    model = ModelConfig.from_dict(given(ModelConfig, values))
-    train = TrainConfig.from_dict(given(TrainConfig, values))
+    model, settings = ModelConfig.from_dict(given(ModelConfig, values)), given(TrainConfig, values)
+    if "precision" not in settings:  # that of `train`
+        settings["precision"] = usual_precision(choose_device(device, TrainConfig.precision, lambda line: None))
+    train = TrainConfig.from_dict(settings)
     rows = measure(model, train, _numbers(processes, "--processes"), seconds, device, notice_of(quiet))
     if as_json:
-        settings = {"model": model.to_dict(), "train": train.to_dict(), "params": model.num_params, "device": device}
-        print_json({"benchmark": "train", "machine": machine_card(), **settings, "rows": rows})
+        what = {"model": model.to_dict(), "train": train.to_dict(), "params": model.num_params, "device": device}
+        print_json({"benchmark": "train", "machine": machine_card(), **what, "rows": rows})
     elif quiet:
         for row in rows:
             click.echo(f"{counted(row['processes'])}: {row['tokens_per_second']:,.0f} tokens/s")
