@@ -53,12 +53,12 @@ def test_command(monkeypatch):
 
 @pytest.mark.parametrize("usual", ["bf16", "fp32"])
 def test_precision_is_that_of_train(monkeypatch, usual):
+    seen = list[str]()
+    monkeypatch.setattr(training, "measure", lambda model, train, *others: seen.append(train.precision) or [])
     monkeypatch.setattr("textlstm.trainer.device.usual_precision", lambda device: usual)
-    sizes = ["--vocab-size", "300", "--embed-size", "16", "--hidden-size", "32", "--batch-size", "4"]
-    for options, expected in (([], usual), (["--precision", "fp32"], "fp32")):
-        done = CliRunner().invoke(cli, ["bench", "train", "--seconds", "0.1", "--json", *sizes, *options])
-        assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout.splitlines()[-1])["train"]["precision"] == expected
+    for options in ([], ["--precision", "fp32"]):
+        assert CliRunner().invoke(cli, ["bench", "train", "--device", "cpu", *options]).exit_code == 0
+    assert seen == [usual, "fp32"]
 
 
 def test_one_process_is_no_plural():
