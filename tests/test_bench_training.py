@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 
 import pytest
 from click.testing import CliRunner
@@ -74,6 +75,8 @@ def test_what_cannot_be_measured():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="gloo")
-def test_a_rank_that_fails_is_told():
+def test_a_rank_that_fails_is_told_and_signals_are_heard_as_before():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(RunError, match=r"rank 0 of 1 failed: .*invalid literal"):
         call(1, int, "no number")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before

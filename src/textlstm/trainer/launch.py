@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -148,6 +149,8 @@ def call(processes: int, function: Callable[..., T], *arguments: Any) -> list[T]
 
     before = {name: os.environ.get(name) for name in _variables(processes)}
     os.environ.update(_variables(processes))
+    # The launcher leaves its handlers behind, and a Ctrl-C that comes later would be none for who called this.
+    handlers = {number: signal.getsignal(number) for number in _HEARD}
     try:
         results = elastic_launch(_config(processes), function)(*arguments)
     except ChildFailedError as error:
@@ -160,7 +163,14 @@ def call(processes: int, function: Callable[..., T], *arguments: Any) -> list[T]
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        if threading.current_thread() is threading.main_thread():  # elsewhere none can be set, nor was
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return [results[rank] for rank in range(processes)]
+
+
+#: Signals that torch's launcher handles, as far as this system has them.
+_HEARD = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 
 
 def _variables(processes: int) -> dict[str, str]:
