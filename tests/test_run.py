@@ -802,10 +802,20 @@ def test_tiny_texts(tmp_path, settings):
 
 
 def test_without_development_text_the_last_weights_stay(book, tmp_path):
-    result = train(request(book, tmp_path / "run", settings={"dev_fraction": 0.0}))
+    seen = []
+
+    class Reader(View):  # someone who writes with the model while it is trained
+        def look(self, step, dev, best):
+            card = read_model(tmp_path / "run" / "model.safetensors").card
+            seen.append((step, card["step"], card["chosen_by"]))
+
+    result = train(request(book, tmp_path / "run", settings={"dev_fraction": 0.0}), Reader())
+    unfinished = "latest weights of a run that is not over"
+    looks = [line["step"] for line in log_of(tmp_path / "run") if line["event"] == "look"]
+    assert seen == [(step, step, "end of the run" if step == STEPS else unfinished) for step in looks]
     card = read_model(result.model).card
     assert result.train_chars == 18_000 and card["step"] == STEPS and card["chosen_by"] == "end of the run"
-    assert [line["best"] for line in log_of(tmp_path / "run") if line["event"] == "look"] == [False, False, True]
+    assert [line["best"] for line in log_of(tmp_path / "run") if line["event"] == "look"] == [True, True, True]
 
 
 def test_interrupted_without_development_text(book, tmp_path):
@@ -863,7 +873,7 @@ def test_short_plan_learns_from_all_text_and_shows_the_held_out(tmp_path):
     result = train(Request([str(text)], tmp_path / "run", minutes=0.1, settings=settings))
     assert result.config["corpus"]["dev_fraction"] == 0.0 and result.train_chars == 270_000
     looks = [record for record in log_of(tmp_path / "run") if record["event"] == "look"]
-    assert [look["best"] for look in looks] == [False] * (len(looks) - 1) + [True]
+    assert looks and all(look["best"] for look in looks)
     assert all("dev" not in look and 0 < look["held_out_begin"]["nats_per_char"] < 6 for look in looks)
     card = read_model(tmp_path / "run" / "model.safetensors").card
     assert card["chosen_by"] == "end of the run" and card["step"] == result.steps

@@ -352,11 +352,11 @@ def test_no_patience_means_to_the_end(monkeypatch):
     assert trainer.step == 40 and looks == [False] * 20 and trainer.best is None
 
 
-def test_without_development_text_the_last_weights_are_best():
+def test_without_development_text_the_latest_weights_are_kept():
     looks = []
     trainer = make_trainer(train=TRAIN.replace(eval_every=15, patience=1))
     trainer.run(Callbacks(on_look=lambda look, network: looks.append((look.step, look.best, look.dev))))
-    assert looks == [(15, False, None), (30, False, None), (40, True, None)]
+    assert looks == [(15, True, None), (30, True, None), (40, True, None)]
 
 
 def test_reached_ends_the_run():

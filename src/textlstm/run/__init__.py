@@ -1,6 +1,6 @@
 """A run: from sources of text to a finished model in a run folder.
 
-RUN/model.safetensors    the best weights so far, averaged
+RUN/model.safetensors    the best weights so far, averaged; the latest ones where nothing chooses
 RUN/checkpoints/step-N/  all that going on needs
 RUN/config.json          what was asked, what was chosen, and why
 RUN/log.jsonl            a line per report: steps, looks, the end

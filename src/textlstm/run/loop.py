@@ -439,7 +439,7 @@ class Run:
                 "val_chars": corpus.val.num_chars,
                 **({} if corpus.sampled_from is None else {"train_chars_sampled_from": corpus.sampled_from}),
             },
-            "chosen_by": "lowest loss on the development part" if corpus.dev.num_chars else "end of the run",
+            "chosen_by": self._chosen_by(step),
             "step": step,
             "steps": self.setup.train.steps,
             "train": self.setup.train.to_dict() | {"tokenizer": Path(self.setup.train.tokenizer).name},
@@ -455,6 +455,11 @@ class Run:
             "command": self.request.command,
             "scores": dict(scores),
         }
+
+    def _chosen_by(self, step: int | None) -> str:
+        if self.corpus.dev.num_chars:
+            return "lowest loss on the development part"
+        return "end of the run" if step == self.setup.train.steps else "latest weights of a run that is not over"
 
     def _prompt(self) -> str:
         """Words of the user's own text: of what was held out, where there are some."""

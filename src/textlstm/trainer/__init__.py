@@ -90,7 +90,7 @@ class Look:
     Attributes:
         step: steps done.
         dev: its score; None where there is no development part.
-        best: whether these weights are the best so far.
+        best: whether these weights are the ones to keep so far: the best, or the latest where nothing chooses.
         seconds: time it took.
     """
 
@@ -360,7 +360,7 @@ class Trainer:
     def _look(self) -> Look:
         started = time.perf_counter()
         if self.dev is None:
-            return Look(self.step, None, self._last(), time.perf_counter() - started)
+            return Look(self.step, None, self._finite(), time.perf_counter() - started)
         lanes = min(_DEV_LANES, max(1, len(self.dev.ids) // (2 * metrics.WARM_UP)))
         protocol = "stream" if lanes == 1 else f"stream-{lanes}"
         context = self.dev.context[-metrics.WARM_UP :]
@@ -372,7 +372,7 @@ class Trainer:
             else self._score_together(self.dev, context, lanes)
         )
         if not self.dev.chooses:
-            return Look(self.step, dev, self._last(), time.perf_counter() - started)
+            return Look(self.step, dev, self._finite(), time.perf_counter() - started)
         best = math.isfinite(dev.nats) and (self.best is None or dev.nats < self.best)
         if best:
             self.best, self._stale = dev.nats, 0
@@ -380,9 +380,9 @@ class Trainer:
             self._stale += 1
         return Look(self.step, dev, best, time.perf_counter() - started)
 
-    def _last(self) -> bool:
-        """Whether these are the weights that are kept where nothing chooses: the last ones, if they are numbers."""
-        return self.step == self.config.steps and all(bool(p.isfinite().all()) for p in self.averaged.parameters())
+    def _finite(self) -> bool:
+        """Whether these weights are kept where nothing chooses: the latest ones, if they are numbers."""
+        return all(bool(p.isfinite().all()) for p in self.averaged.parameters())
 
     def _score_together(self, dev: Development, context: NDArray[Any], lanes: int) -> metrics.Score:
         """The score of the development part, each rank reading some of its lanes."""
