@@ -801,6 +801,26 @@ def test_tiny_texts(tmp_path, settings):
     assert math.isfinite(result.val["nats"])
 
 
+def test_a_calibrated_model_is_written_and_resumed_as_such(book, tmp_path):
+    settings = {"calibration_temperature": 1.25, "merge_dropout": 0.2, "tokenizer": "bpe", "vocab_size": 280}
+    whole = train(request(book, tmp_path / "whole", settings=settings))
+    with pytest.raises(Interrupted):
+        train(request(book, tmp_path / "run", settings=settings), Watch((7,)))
+    again = train(request(book, tmp_path / "run", resume=True, settings=settings))
+    first, second = (read_model(result.model) for result in (whole, again))
+    assert first.config.logit_scale == second.config.logit_scale == 0.8
+    assert {n: w.tobytes() for n, w in first.weights.items()} == {n: w.tobytes() for n, w in second.weights.items()}
+    plain = train(request(book, tmp_path / "plain", settings=settings | {"merge_dropout": 0.0}))
+    assert plain.val["nats"] != whole.val["nats"] == again.val["nats"]
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_merges_of_a_vocabulary_without_any_cannot_be_left_out(book, tmp_path, tokenizer):
+    with pytest.raises(UsageError, match="merge-dropout"):
+        train(request(book, tmp_path / "run", settings={"tokenizer": tokenizer, "merge_dropout": 0.1}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_development_text_the_last_weights_stay(book, tmp_path):
     seen = []
 

@@ -352,6 +352,26 @@ def test_no_patience_means_to_the_end(monkeypatch):
     assert trainer.step == 40 and looks == [False] * 20 and trainer.best is None
 
 
+@pytest.mark.parametrize("ema", [0.9, 0.0])
+def test_calibration_changes_the_finished_model_and_no_step_of_the_training(ema):
+    plain, cooled = (
+        make_trainer(NOISY, TRAIN.replace(ema=ema, eval_every=20, calibration_temperature=t), DEV) for t in (1.0, 1.25)
+    )
+    looks: list[float] = []
+    for trainer in (plain, cooled):
+        trainer.run(Callbacks(on_look=lambda look, network: looks.append(look.dev.nats)))
+    assert bits(plain) == bits(cooled)
+    ids, targets = (
+        torch.from_numpy(IDS[2600:2999].astype(np.int64))[None],
+        torch.from_numpy(IDS[2601:3000].astype(int)),
+    )
+    with torch.inference_mode():
+        logits, scaled = (t.averaged(ids, t.averaged.zero_state(1))[0][0] for t in (plain, cooled))
+    torch.testing.assert_close(scaled, logits / 1.25)
+    assert not (torch.nn.functional.cross_entropy(scaled, targets) - looks[3] / 400).abs() > 0.05
+    assert looks[3] != looks[1] and cooled.averaged.config.logit_scale == 0.8 and cooled.network.config == NOISY
+
+
 def test_without_development_text_the_latest_weights_are_kept():
     looks = []
     trainer = make_trainer(train=TRAIN.replace(eval_every=15, patience=1))

@@ -263,6 +263,18 @@ class TrainConfig(Config):
     activation_penalty: float = option(0.0, "weight of the squared outputs of the last layer (AR)")
     temporal_penalty: float = option(0.0, "weight of the squared change of these outputs in time (TAR)")
     label_smoothing: float = option(0.0, "share of the target spread evenly over the vocabulary")
+    merge_dropout: float = option(
+        0.0,
+        "probability that a token falls back into the two it was merged from, anew at each pass; it falls to 0 at "
+        "80 % of the steps (bpe and gpt2 vocabularies)",
+        planned=True,
+    )
+    calibration_temperature: float = option(
+        1.0,
+        "the model's logits are divided by this when training is over, and at each look: above 1 where a text is read "
+        "so often that the network grows too sure of itself",
+        planned=True,
+    )
     precision: str = option(
         "fp32",
         "of the products: fp32, tf32 (Nvidia's GPUs), or bf16; weights and sums are fp32; train takes bf16 by itself "
@@ -285,7 +297,7 @@ class TrainConfig(Config):
         for field in counts:
             value = getattr(self, field)
             self._require(value is None or value >= 1, field, "at least 1")
-        for field in ("lr", "clip"):
+        for field in ("lr", "clip", "calibration_temperature"):
             value = getattr(self, field)
             self._require(value is None or (math.isfinite(value) and value > 0), field, "above 0")
         for field in (
@@ -298,7 +310,7 @@ class TrainConfig(Config):
         ):
             value = getattr(self, field)
             self._require(math.isfinite(value) and value >= 0, field, "0 or more")
-        self._require_probabilities("jitter", "beta1", "beta2", "ema", "label_smoothing")
+        self._require_probabilities("jitter", "beta1", "beta2", "ema", "label_smoothing", "merge_dropout")
         self._require(self.precision in ("fp32", "tf32", "bf16"), "precision", "fp32, tf32 or bf16")
         self._require(0 <= self.warmup <= 1, "warmup", "between 0 and 1")
         self._require(0 <= self.seed < 2**63, "seed", "0 or more and below 2^63")

@@ -137,6 +137,10 @@ class Tokenizer(ABC):
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one id writes; none for ids at or above `vocab_size`."""
 
+    def parts(self) -> NDArray[np.int32]:
+        """The two ids that each id was merged from, shape (vocab_size, 2); -1 where there are none."""
+        return np.full((self.vocab_size, 2), -1, dtype=np.int32)
+
     @abstractmethod
     def _fields(self) -> dict[str, Any]:
         """What `to_json` stores beside the kind."""
@@ -292,6 +296,9 @@ class BPETokenizer(Tokenizer):
         model.train_from_iterator((c for c in _chunks(_SURROGATES.sub("", text))), trainer)
         spelled = json.loads(model.to_str())["model"]["merges"]
         return cls(_merges_from_spelling(spelled, range(256)))
+
+    def parts(self) -> NDArray[np.int32]:
+        return np.concatenate([super().parts()[:256], self.merges.astype(np.int32).reshape(-1, 2)])
 
     def encode(self, text: str) -> Ids:
         runs = [text] if text.isascii() else _SURROGATES.split(text)

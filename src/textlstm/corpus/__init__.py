@@ -22,6 +22,7 @@ from textlstm.config import CorpusConfig
 from textlstm.corpus.document import Document
 from textlstm.corpus.encoding import encode_part
 from textlstm.corpus.lanes import Batch, LaneReader, steps_per_epoch
+from textlstm.corpus.merge_dropout import MergeDropout
 from textlstm.corpus.named import CORPORA, LoadedCorpus, cache_dir, find
 from textlstm.corpus.sources import (
     Piece,
@@ -45,6 +46,7 @@ __all__ = [
     "Corpus",
     "Document",
     "LaneReader",
+    "MergeDropout",
     "LoadedCorpus",
     "Part",
     "Rows",

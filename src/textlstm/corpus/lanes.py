@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textlstm.corpus.merge_dropout import MergeDropout
 from textlstm.errors import CorpusError
 
 _STEP = 8  # segment lengths are multiples of this: the kernels prepare code for each new length
@@ -68,6 +69,7 @@ class LaneReader:
         seed: of offsets and lengths.
         boundary_id: the id put before the first token of a lane, or None.
         line_end_V: which ids end a line, shape (V,).
+        merge_dropout: what tokens fall apart into at each pass, which is then read from memory; None leaves all whole.
 
     Raises:
         CorpusError: the stream has fewer tokens than one short lane.
@@ -82,15 +84,18 @@ class LaneReader:
         seed: int,
         boundary_id: int | None,
         line_end_V: NDArray[np.bool_],
+        merge_dropout: MergeDropout | None = None,
     ) -> None:
         self.batch_size = min(batch_size, len(ids) // (2 * _STEP))
         if self.batch_size < 1:
             raise CorpusError(f"{len(ids)} tokens of training text are too few; {2 * _STEP} are the least")
-        self._ids, self._boundary_id, self._line_end_V = ids, boundary_id, line_end_V
+        self._text = self._ids = ids  # as it was encoded, and as this pass reads it
+        self._boundary_id, self._line_end_V, self._merge_dropout = boundary_id, line_end_V, merge_dropout
         self._lengths = segment_lengths(seq_len, jitter)
         self.lane_len = len(ids) // self.batch_size
-        self._rng = np.random.default_rng(seed)
+        self._seed, self._rng = seed, np.random.default_rng(seed)
         self.epoch = 0
+        self._batches = self._epoch_began = 0  # batches read, and before this pass
         self._position = self.lane_len  # as if an epoch had just ended
         self._starts_B = np.zeros(self.batch_size, dtype=np.int64)
 
@@ -108,20 +113,32 @@ class LaneReader:
         if fresh and self._boundary_id is not None:
             x_BT[:, 0] = self._boundary_id
         self._position += length
+        self._batches += 1
         return Batch(x_BT, y_BT, np.full(self.batch_size, fresh))
 
     def _begin_epoch(self) -> None:
+        self.epoch += 1
+        self._epoch_began = self._batches
+        self._take_ids()
         N = len(self._ids)
         starts = int(self._rng.integers(N)) + np.arange(self.batch_size) * self.lane_len
         ahead = self._line_end_V[self._ids[(starts[:, None] + np.arange(min(_SNAP, self.lane_len))) % N]]
         self._starts_B = starts + np.where(ahead.any(axis=1), ahead.argmax(axis=1), 0)
-        self.epoch += 1
         self._position = 0
+
+    def _take_ids(self) -> None:
+        """The ids of this pass, which follow from its number and where in the run it began."""
+        if self._merge_dropout is not None:
+            random = np.random.default_rng([self._seed, self.epoch])
+            self._ids = self._merge_dropout.applied(self._text, self._epoch_began, random)
+            self.lane_len = len(self._ids) // self.batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """Where the reader stands, as JSON values."""
         return {
             "epoch": self.epoch,
+            "batches": self._batches,
+            "epoch_began": self._epoch_began,
             "position": self._position,
             "starts": self._starts_B.tolist(),
             "rng": self._rng.bit_generator.state,
@@ -130,5 +147,8 @@ class LaneReader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where another reader of the same stream stood."""
         self.epoch, self._position = state["epoch"], state["position"]
+        self._batches, self._epoch_began = state.get("batches", 0), state.get("epoch_began", 0)  # since version 0.2
+        if self.epoch:
+            self._take_ids()
         self._starts_B = np.array(state["starts"], dtype=np.int64)
         self._rng.bit_generator.state = state["rng"]

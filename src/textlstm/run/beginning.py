@@ -84,6 +84,7 @@ def begin(
         name = for_train["tokenizer"] = absolute_name(for_train.get("tokenizer", TrainConfig.tokenizer))
         tokenizer = tokenizer_of(name, corpus, wanted, view)
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
+    _check_merges(for_train, tokenizer)
     model = ModelConfig.from_dict(for_model)
     _tell_large(for_model, model, corpus, view)
     train = TrainConfig.from_dict(for_train)
@@ -108,6 +109,11 @@ def begin(
         None if plan is None else plan.predicted,
     )
     return setup, corpus, tokenizer, device
+
+
+def _check_merges(for_train: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    if for_train.get("merge_dropout") and (tokenizer.parts() < 0).all():
+        raise UsageError(f"--merge-dropout needs a vocabulary of merges (bpe, gpt2, ...), not {tokenizer.kind}")
 
 
 def device_of(request: Request, for_train: dict[str, Any], view: View) -> str:

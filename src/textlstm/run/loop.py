@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from textlstm import metrics
 from textlstm.config import ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, LaneReader, Part, Tokens, source_title
+from textlstm.corpus import Corpus, LaneReader, MergeDropout, Part, Tokens, source_title
 from textlstm.corpus.named import HELD_OUT_CHARS
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import Interrupted, MissingExtraError, RunError
@@ -56,7 +56,12 @@ def lane_reader(tokens: Tokens, tokenizer: Tokenizer, model: ModelConfig, train:
     for id in range(tokenizer.vocab_size):
         line_end_V[id] = tokenizer.token_bytes(id).endswith(b"\n")
     lanes, length, jitter, seed = train.batch_size, train.seq_len, train.jitter, train.seed
-    return LaneReader(tokens.train, lanes, length, jitter, seed, model.boundary_id, line_end_V)
+    dropout = None
+    if train.merge_dropout:
+        parts_V2 = np.full((model.vocab_size, 2), -1, dtype=np.int32)
+        parts_V2[: tokenizer.vocab_size] = tokenizer.parts()
+        dropout = MergeDropout(parts_V2, train.merge_dropout, train.steps)
+    return LaneReader(tokens.train, lanes, length, jitter, seed, model.boundary_id, line_end_V, dropout)
 
 
 def development(corpus: Corpus, tokens: Tokens) -> Development | None:
@@ -92,7 +97,8 @@ class Run:
         self._began = (0, 0.0)  # step and time at which training began here
         self._told_late = False
         self._failing: set[str] = set()  # what could not be written the last time
-        self._unwritten: tuple[Weights, Mapping[str, Any]] | None = None  # a model that the disk has not taken yet
+        # A model that the disk has not taken yet.
+        self._unwritten: tuple[ModelConfig, Weights, Mapping[str, Any]] | None = None
         self._lightened = False  # memory ran out here, and training went on in smaller portions
         self._unsaved: str | None = None  # why the last checkpoint could not be written
 
@@ -412,15 +418,15 @@ class Run:
     ) -> None:
         card = self._card(step, scores)
         card["chosen_by"] = card["chosen_by"] if chosen_by is None else chosen_by
-        self._unwritten = weights_of(network), card
+        self._unwritten = network.config, weights_of(network), card
         self._attempt(MODEL_FILE, self._flush_model)
 
     def _flush_model(self) -> None:
         """Writes the model that is waiting to be written, if one is."""
         if self._unwritten is not None:
-            weights, card = self._unwritten
+            config, weights, card = self._unwritten
             path = self.folder / MODEL_FILE
-            insist(lambda: write_model(path, self.setup.model, self.tokenizer, weights, card))
+            insist(lambda: write_model(path, config, self.tokenizer, weights, card))
             self._unwritten = None
 
     def _card(self, step: int | None, scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -168,6 +168,11 @@ class Trainer:
         device: where to train.
         group: the processes that train together.
         frequencies_V: the share of each token in the training text, for `unigram_bias`.
+
+    Attributes:
+        network: what is trained.
+        averaged: what comes of it: its averaged weights, and logits divided by `calibration_temperature` (Guo et al.
+            2017, arXiv 1706.04599).
     """
 
     def __init__(
@@ -190,7 +195,8 @@ class Trainer:
         elif train.unigram_bias and frequencies_V is not None:
             self.network.predict_frequencies(frequencies_V)
         self.network.to(device)
-        self.averaged = copy.deepcopy(self.network) if train.ema else self.network
+        self.averaged = copy.deepcopy(self.network) if train.ema else copy.copy(self.network)  # the same weights
+        self.averaged.config = model.replace(logit_scale=model.logit_scale / train.calibration_temperature)
         self._parameters = dict(self.network.named_parameters())
         self._optimizer = AdamW(self._parameters, train.beta1, train.beta2, train.weight_decay)
         self._generator = torch.Generator(device).manual_seed(train.seed + 1)
