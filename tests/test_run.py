@@ -19,17 +19,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from textlstm import metrics
 from textlstm.config import TrainConfig
-from textlstm.corpus import Corpus, Document, Part
+from textlstm.corpus import Corpus, Document, Part, read_corpus
 from textlstm.errors import ConfigError, CorpusError, Interrupted, RunError, UsageError
 from textlstm.model import Model
 from textlstm.model_file import read_model
+from textlstm.network import RecurrentLM
 from textlstm.novelty import CopyMeter
 from textlstm.run import Request, Result, train
 from textlstm.run.beginning import begin
 from textlstm.run.loop import is_original_split, opening
+from textlstm.run.setup import Setup
 from textlstm.run.signals import Signals
 from textlstm.tokenizer import gpt2_tokenizer
 from textlstm.view import View
@@ -812,6 +815,40 @@ def test_a_calibrated_model_is_written_and_resumed_as_such(book, tmp_path):
     assert {n: w.tobytes() for n, w in first.weights.items()} == {n: w.tobytes() for n, w in second.weights.items()}
     plain = train(request(book, tmp_path / "plain", settings=settings | {"merge_dropout": 0.0}))
     assert plain.val["nats"] != whole.val["nats"] == again.val["nats"]
+
+
+def test_the_development_part_calibrates_the_model(book, tmp_path):
+    """The temperature against a search through all of them, with torch's own cross-entropy."""
+    result = train(request(book, tmp_path / "run", settings={"dev_fraction": 0.2}))
+    model = Model.load(result.model, engine="torch")
+    temperature = model.card["calibration_temperature"]
+    assert model.config.logit_scale == pytest.approx(1 / temperature)
+    setup = Setup.read(tmp_path / "run" / "config.json")
+    corpus = read_corpus(setup.sources, setup.corpus)
+    train_ids, ids = (model.tokenizer.encode(part.text) for part in (corpus.train, corpus.dev))
+    stream = torch.from_numpy(np.concatenate([[model.config.boundary_id], train_ids[-metrics.WARM_UP :], ids]))
+    network = RecurrentLM(setup.model)
+    network.load_state_dict({n: torch.from_numpy(w) for n, w in read_model(result.model).weights.items()})
+    with torch.inference_mode():
+        logits = network(stream[None, :-1].long(), network.zero_state(1))[0][0, -len(ids) :]
+    costs = {
+        t: float(torch.nn.functional.cross_entropy(logits / t, stream[-len(ids) :].long()))
+        for t in np.round(np.arange(0.5, 2.001, 0.01), 2)
+    }
+    best = min(costs, key=lambda t: costs[t])
+    assert temperature == pytest.approx(best, abs=0.02) and 0.5 < best < 2.0 and best != 1.0
+    assert train(request(book, tmp_path / "run", resume=True, settings={"dev_fraction": 0.2})).val == result.val
+
+
+def test_a_model_is_calibrated_once(book, tmp_path, monkeypatch):
+    """A run that dies between writing its model and saying that it is over ends as it would have."""
+    whole = train(request(book, tmp_path / "whole"))
+    monkeypatch.setattr("textlstm.run.loop.append_whole", lambda path, text: (_ for _ in ()).throw(OSError(5, "gone")))
+    with pytest.raises(RunError):
+        train(request(book, tmp_path / "run"))
+    monkeypatch.undo()
+    again = train(request(book, tmp_path / "run", resume=True))
+    assert again.val == whole.val and read_model(again.model).identity == read_model(whole.model).identity
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])

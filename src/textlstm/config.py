@@ -193,6 +193,10 @@ class ModelConfig(Config):
         """Number of trained numbers."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
+    def cooled(self, temperature: float) -> ModelConfig:
+        """The same network with its logits divided by a temperature."""
+        return self.replace(logit_scale=self.logit_scale / temperature)
+
     @property
     def flops_per_token(self) -> int:
         """Floating-point operations of one forward pass for one token, counted from the matrix sizes.
@@ -269,11 +273,10 @@ class TrainConfig(Config):
         "80 % of the steps (bpe and gpt2 vocabularies)",
         planned=True,
     )
-    calibration_temperature: float = option(
-        1.0,
-        "the model's logits are divided by this when training is over, and at each look: above 1 where a text is read "
-        "so often that the network grows too sure of itself",
-        planned=True,
+    calibration_temperature: float | None = option(
+        None,
+        "the model's logits are divided by this when training is over, and at each look: above 1 for one that is too "
+        "sure of itself; default: what suits the development part best, 1 without one",
     )
     precision: str = option(
         "fp32",

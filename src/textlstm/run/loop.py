@@ -39,7 +39,7 @@ from textlstm.run.card import processor, version_of
 from textlstm.run.folder import size_of
 from textlstm.run.setup import Request, Result, Setup, process_seconds
 from textlstm.run.signals import Signals
-from textlstm.scoring.parts import score_held_out
+from textlstm.scoring.parts import fitted_temperature, score_held_out
 from textlstm.tokenizer import Tokenizer, bytes_to_text
 from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, Weights, is_out_of_memory, weights_of
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
@@ -503,7 +503,7 @@ class Run:
         self._flush_model()
         if not (self.folder / MODEL_FILE).exists():  # no look at the development part gave a finite number
             self._write_model(trainer.averaged, trainer.step, {}, "end of the run: no look gave a finite number")
-        file = read_model(self.folder / MODEL_FILE)
+        file = self._calibrated(read_model(self.folder / MODEL_FILE))
         val: dict[str, Any] | None = None
         if len(self.tokens.val):
             self.view.notice("scoring the held-out text ...")
@@ -535,6 +535,19 @@ class Run:
         }
         append_whole(self.folder / "log.jsonl", json.dumps(_finite({"event": "end", "result": values})) + "\n")
         return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)
+
+    def _calibrated(self, file: ModelFile) -> ModelFile:
+        """The model with its logits divided by what suits the development part, unless a temperature was asked for."""
+        asked, model = self.setup.train.calibration_temperature, self.setup.model
+        if asked is not None or not self.chooses:
+            return file
+
+        def at(temperature: float) -> TorchEngine:
+            return TorchEngine(dataclasses.replace(file, config=model.cooled(temperature)))
+
+        temperature = fitted_temperature(at, self.tokens)
+        card = {**file.card, "calibration_temperature": temperature}
+        return dataclasses.replace(file, config=model.cooled(temperature), card=card)
 
 
 def is_original_split(corpus: Corpus) -> bool:

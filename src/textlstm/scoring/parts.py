@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 from textlstm import metrics
 from textlstm.corpus import Corpus, Tokens
+
+_CALIBRATED_ON = 1 << 15  # tokens at most: they settle the second digit
+_COLDEST, _HOTTEST = 0.5, 2.0
 
 
 def score_held_out(predictor: metrics.Predictor, corpus: Corpus, tokens: Tokens, protocol: str) -> metrics.Score:
@@ -24,3 +30,37 @@ def score_development(predictor: metrics.Predictor, corpus: Corpus, tokens: Toke
     before = tokens.train[-metrics.WARM_UP :]
     part = corpus.dev
     return metrics.score(predictor, tokens.dev, part.num_chars, part.num_bytes, before, protocol, metrics.WARM_UP)
+
+
+def fitted_temperature(at: Callable[[float], metrics.Predictor], tokens: Tokens) -> float:
+    """What the logits of a model are best divided by, judged by the development part (Guo et al. 2017).
+
+    The loss is convex in the inverse of the temperature, so a golden-section search finds its lowest point.
+
+    Args:
+        at: the model, its logits divided by a temperature.
+        tokens: the text; its development part follows the training part.
+
+    Returns:
+        Between 0.5 and 2, to two digits.
+    """
+    ids, before = tokens.dev[:_CALIBRATED_ON], tokens.train[-metrics.WARM_UP :]
+    lanes = min(16, max(1, len(ids) // (2 * metrics.WARM_UP)))
+    protocol = "stream" if lanes == 1 else f"stream-{lanes}"
+
+    def cost(inverse: float) -> float:
+        return float(metrics.token_nats(at(1 / inverse), ids, before, protocol, metrics.WARM_UP).sum())
+
+    low, high, golden = 1 / _HOTTEST, 1 / _COLDEST, (math.sqrt(5) - 1) / 2
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    cost_left, cost_right = cost(left), cost(right)
+    while high - low > 0.01:
+        if cost_left <= cost_right:
+            high, right, cost_right = right, left, cost_left
+            left = high - golden * (high - low)
+            cost_left = cost(left)
+        else:
+            low, left, cost_left = left, right, cost_right
+            right = low + golden * (high - low)
+            cost_right = cost(right)
+    return round(2 / (low + high), 2)

@@ -171,8 +171,8 @@ class Trainer:
 
     Attributes:
         network: what is trained.
-        averaged: what comes of it: its averaged weights, and logits divided by `calibration_temperature` (Guo et al.
-            2017, arXiv 1706.04599).
+        averaged: what comes of it: its averaged weights, and logits divided by `calibration_temperature` where that is
+            set (Guo et al. 2017, arXiv 1706.04599).
     """
 
     def __init__(
@@ -196,7 +196,8 @@ class Trainer:
             self.network.predict_frequencies(frequencies_V)
         self.network.to(device)
         self.averaged = copy.deepcopy(self.network) if train.ema else copy.copy(self.network)  # the same weights
-        self.averaged.config = model.replace(logit_scale=model.logit_scale / train.calibration_temperature)
+        temperature = train.calibration_temperature
+        self.averaged.config = model if temperature is None else model.cooled(temperature)
         self._parameters = dict(self.network.named_parameters())
         self._optimizer = AdamW(self._parameters, train.beta1, train.beta2, train.weight_decay)
         self._generator = torch.Generator(device).manual_seed(train.seed + 1)
