@@ -650,7 +650,7 @@ def other_value(value, name: str):
     special = {
         "encoding": "latin-1", "newlines": "lf", "column": "body", "val": "other.txt", "val_chars": 100,
         "tokenizer": "char", "clip": 0.5, "sample_every": 3, "spike_sigmas": 0.0, "precision": "tf32",
-        "sample_chars": 900,
+        "sample_chars": 900, "calibration_temperature": 1.5,
     }  # fmt: skip
     if name in special:
         return special[name]

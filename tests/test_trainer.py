@@ -154,7 +154,9 @@ def test_weight_decay_leaves_vectors_alone():
 
 def test_without_averaging_the_network_itself_is_used():
     trainer = make_trainer(train=TRAIN.replace(ema=0.0))
-    assert trainer.averaged is trainer.network
+    finish(trainer)
+    pairs = zip(trainer.averaged.parameters(), trainer.network.parameters(), strict=True)
+    assert all(averaged is current for averaged, current in pairs)
     averaging = make_trainer()
     finish(averaging)
     assert not np.array_equal(averaging.averaged.head.bias.detach(), averaging.network.head.bias.detach())

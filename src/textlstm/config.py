@@ -271,7 +271,6 @@ class TrainConfig(Config):
         0.0,
         "probability that a token falls back into the two it was merged from, anew at each pass; it falls to 0 at "
         "80 % of the steps (bpe and gpt2 vocabularies)",
-        planned=True,
     )
     calibration_temperature: float | None = option(
         None,
