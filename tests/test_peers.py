@@ -296,6 +296,13 @@ def test_a_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert ran[-1] == ("wikipedia", "textlstm", 30.0, 0)
 
 
+def test_who_wants_a_core_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "LOAD", tmp_path / "loadavg")
+    assert race.waiting() == 0  # a system that does not tell
+    (tmp_path / "loadavg").write_text("1.52 1.10 0.93 3/412 20511\n")
+    assert race.waiting() == 2
+
+
 def test_the_tables_tell_the_middle_seed_and_the_median_of_the_differences():
     lines = [fake_line(texts.TINY, "textlstm", 3.0, seed, nats) for seed, nats in enumerate((1.5, 1.3, 1.4))]
     lines += [fake_line(texts.TINY, "gpt-small", 3.0, 0, 1.2), fake_line(texts.TINY, "compressors", 3.0, 0)]

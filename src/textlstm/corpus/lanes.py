@@ -147,7 +147,8 @@ class LaneReader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where another reader of the same stream stood."""
         self.epoch, self._position = state["epoch"], state["position"]
-        self._batches, self._epoch_began = state.get("batches", 0), state.get("epoch_began", 0)  # since version 0.2
+        # Older checkpoints have neither, and leave no merges out.
+        self._batches, self._epoch_began = state.get("batches", 0), state.get("epoch_began", 0)
         if self.epoch:
             self._take_ids()
         self._starts_B = np.array(state["starts"], dtype=np.int64)
