@@ -474,7 +474,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+# oneDNN keeps to itself why it could not make or run one of its kernels: where memory is short, that is the reason.
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "not enough memory", "out of memory", "could not create a primitive",
+    "could not create a memory", "could not execute a primitive",
+)  # fmt: skip
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
