@@ -301,6 +301,8 @@ def test_who_wants_a_core_now(tmp_path, monkeypatch):
     assert race.waiting() == 0  # a system that does not tell
     (tmp_path / "loadavg").write_text("1.52 1.10 0.93 3/412 20511\n")
     assert race.waiting() == 2
+    (tmp_path / "loadavg").write_text("0.00 0.00 0.00 0/0 0\n")  # of a sandbox that counts nobody
+    assert race.waiting() == 0
 
 
 def test_the_tables_tell_the_middle_seed_and_the_median_of_the_differences():

@@ -21,7 +21,7 @@ from textlstm.model_file import read_model
 from textlstm.planning import Plan, lighter
 from textlstm.run import Request, Setup, train
 from textlstm.tokenizer import ByteTokenizer
-from textlstm.trainer import Callbacks, Look, StepReport, Trainer
+from textlstm.trainer import Callbacks, Look, StepReport, Trainer, is_out_of_memory
 from textlstm.trainer.distributed import Group
 from textlstm.view import View
 
@@ -206,6 +206,11 @@ class Notices(View):
 
     def notice(self, line: str) -> None:
         self.lines.append(line)
+
+
+def test_what_a_kernel_does_not_support_is_no_lack_of_memory():
+    for told in ("could not create a primitive descriptor for a matmul primitive", "a tensor of the wrong shape"):
+        assert not is_out_of_memory(RuntimeError(told))
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)

@@ -22,8 +22,9 @@ import pytest
 import torch
 
 from textlstm import metrics
-from textlstm.config import TrainConfig
-from textlstm.corpus import Corpus, Document, Part, read_corpus
+from textlstm.config import ModelConfig, TrainConfig
+from textlstm.corpus import Corpus, Document, Part, Tokens, read_corpus
+from textlstm.engine.torch import TorchEngine
 from textlstm.errors import ConfigError, CorpusError, Interrupted, RunError, UsageError
 from textlstm.model import Model
 from textlstm.model_file import read_model
@@ -34,7 +35,10 @@ from textlstm.run.beginning import begin
 from textlstm.run.loop import is_original_split, opening
 from textlstm.run.setup import Setup
 from textlstm.run.signals import Signals
+from textlstm.scoring.parts import FITTING_READS, fitted_temperature
+from textlstm.state import State
 from textlstm.tokenizer import gpt2_tokenizer
+from textlstm.trainer import Trainer
 from textlstm.view import View
 
 TRUE_FILE = Path(os.environ.get("TEXTLSTM_CORPORA", "nowhere"), "tinyshakespeare.txt")
@@ -817,27 +821,102 @@ def test_a_calibrated_model_is_written_and_resumed_as_such(book, tmp_path):
     assert plain.val["nats"] != whole.val["nats"] == again.val["nats"]
 
 
-def test_the_development_part_calibrates_the_model(book, tmp_path):
-    """The temperature against a search through all of them, with torch's own cross-entropy."""
-    result = train(request(book, tmp_path / "run", settings={"dev_fraction": 0.2}))
-    model = Model.load(result.model, engine="torch")
-    temperature = model.card["calibration_temperature"]
-    assert model.config.logit_scale == pytest.approx(1 / temperature)
-    setup = Setup.read(tmp_path / "run" / "config.json")
-    corpus = read_corpus(setup.sources, setup.corpus)
-    train_ids, ids = (model.tokenizer.encode(part.text) for part in (corpus.train, corpus.dev))
-    stream = torch.from_numpy(np.concatenate([[model.config.boundary_id], train_ids[-metrics.WARM_UP :], ids]))
-    network = RecurrentLM(setup.model)
-    network.load_state_dict({n: torch.from_numpy(w) for n, w in read_model(result.model).weights.items()})
+def best_temperature(network, boundary, before, ids):
+    """By a search through all of them, with torch's own cross-entropy."""
+    stream = torch.from_numpy(np.concatenate([[boundary], before, ids])).long()
     with torch.inference_mode():
-        logits = network(stream[None, :-1].long(), network.zero_state(1))[0][0, -len(ids) :]
+        logits = network(stream[None, :-1], network.zero_state(1))[0][0, -len(ids) :]
     costs = {
-        t: float(torch.nn.functional.cross_entropy(logits / t, stream[-len(ids) :].long()))
+        t: float(torch.nn.functional.cross_entropy(logits / t, stream[-len(ids) :]))
         for t in np.round(np.arange(0.5, 2.001, 0.01), 2)
     }
-    best = min(costs, key=lambda t: costs[t])
-    assert temperature == pytest.approx(best, abs=0.02) and 0.5 < best < 2.0 and best != 1.0
-    assert train(request(book, tmp_path / "run", resume=True, settings={"dev_fraction": 0.2})).val == result.val
+    return min(costs, key=lambda t: costs[t])
+
+
+def test_the_development_part_calibrates_the_model(tmp_path):
+    """A part of its own kind: another temperature than the training text would give, or than it without a context."""
+    rng = random.Random(3)
+    lines = TEXT[:14_400].splitlines()
+    strange = ["".join(rng.choice("qzjxv") if rng.random() < 0.3 else c for c in line) for line in lines[:80]]
+    book = tmp_path / "book.txt"
+    book.write_text("\n".join([*lines, *strange]) + "\n")
+    settings = {"dev_fraction": 0.17, "val_fraction": 0.0, "lr": 2e-2}
+    view = Watch()
+    result = train(request(book, tmp_path / "run", settings=settings), view)
+    file = read_model(result.model)
+    temperature = file.card["calibration_temperature"]
+    assert file.config.logit_scale == pytest.approx(1 / temperature)
+    setup = Setup.read(tmp_path / "run" / "config.json")
+    corpus = read_corpus(setup.sources, setup.corpus)
+    train_ids, ids = (np.array(file.tokenizer.encode(part.text)) for part in (corpus.train, corpus.dev))
+    network = RecurrentLM(setup.model)
+    network.load_state_dict({n: torch.from_numpy(w) for n, w in file.weights.items()})
+    found = best_temperature(network, setup.model.boundary_id, train_ids[-metrics.WARM_UP :], ids)
+    assert temperature == pytest.approx(found, abs=0.02) and 0.5 < found < 2.0
+    of_training = best_temperature(network, setup.model.boundary_id, train_ids[:0], train_ids[-len(ids) :])
+    assert abs(of_training - found) > 0.1
+    engine = TorchEngine(file)  # what the card tells is the score of the model as it is
+    protocol = file.card["scores"]["dev"]["protocol"]
+    score = metrics.score(engine, ids, 1, 1, train_ids[-metrics.WARM_UP :], protocol, metrics.WARM_UP)
+    assert file.card["scores"]["dev"]["nats"] == pytest.approx(score.nats, rel=1e-6)
+    assert f"logits divided by {temperature:g}" in " ".join(view.notices)
+    assert train(request(book, tmp_path / "run", resume=True, settings=settings)).val == result.val
+
+
+class Told:
+    """A predictor whose costs at a temperature are told."""
+
+    def __init__(self, cost: float, reads: list[int]) -> None:
+        self.config, self.cost, self.reads = ModelConfig(vocab_size=8, boundary=False), cost, reads
+
+    def zero_state(self, rows):
+        return State.zeros(self.config, rows)
+
+    def nll(self, x_BT, y_BT, state):
+        self.reads.append(x_BT.size)
+        return np.full(y_BT.shape, self.cost), state
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cost", "expected"),
+    [
+        (2000, lambda t: 1 + (1 / t - 1 / 1.3) ** 2, 1.3),
+        (2000, lambda t: 1 / t, 2.0),
+        (999, lambda t: 1 + (1 / t - 1 / 1.3) ** 2, 1.0),  # too little to tell
+        (2000, lambda t: math.nan, 1.0),
+        (2000, lambda t: 0.0, 1.0),  # nothing but boundaries
+    ],
+)
+def test_a_temperature_that_gains_something_or_none(tokens, cost, expected):
+    reads: list[int] = []
+    parts = Tokens(np.zeros(3000, np.int32), np.zeros(tokens, np.int32), np.zeros(0, np.int32))
+    assert fitted_temperature(lambda t: Told(cost(t), reads), parts) == pytest.approx(expected, abs=0.011)
+    assert sum(reads) <= FITTING_READS * (tokens + 2 * metrics.WARM_UP)
+
+
+def test_training_goes_on_without_the_calibration(book, tmp_path):
+    """The temperature belongs to the finished model; what begins from it is trained as that was."""
+    asked = {"calibration_temperature": 1.17}
+    train(request(book, tmp_path / "first", 6, settings=asked | {"logit_scale": 0.5}))
+    assert read_model(tmp_path / "first" / "model.safetensors").config.logit_scale == pytest.approx(0.5 / 1.17)
+    onward = {k: v for k, v in TINY.items() if k not in ("tokenizer", "embed_size", "hidden_size", "num_layers")}
+    for name, settings in {"second": asked, "third": {"logit_scale": 0.5}}.items():
+        start = Request(
+            [str(book)], tmp_path / name, steps=3, init_from=str(tmp_path / "first"), settings=onward | settings
+        )
+        train(start)
+        assert Setup.read(tmp_path / name / "config.json").model.logit_scale == 0.5
+    assert read_model(tmp_path / "second" / "model.safetensors").config.logit_scale == pytest.approx(0.5 / 1.17)
+    assert read_model(tmp_path / "third" / "model.safetensors").config.logit_scale == 0.5
+
+
+def test_the_last_finite_weights_are_called_so(book, tmp_path, monkeypatch):
+    finite = Trainer._finite
+    monkeypatch.setattr(Trainer, "_finite", lambda self: self.step < STEPS and finite(self))
+    view = Watch()
+    result = train(request(book, tmp_path / "run", settings={"dev_fraction": 0.0}), view)
+    kept = f"the last weights that are finite, of step 20 of {STEPS}"
+    assert read_model(result.model).card["chosen_by"] == kept and f"the model has {kept}" in view.notices
 
 
 def test_a_model_is_calibrated_once(book, tmp_path, monkeypatch):

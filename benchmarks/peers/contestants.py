@@ -66,7 +66,7 @@ class Watch(View):
 
     Args:
         curve: what the scores are kept in.
-        model: its file; where no development part chooses weights, it is written at the end only.
+        model: its file.
         score: gives one.
     """
 

@@ -33,7 +33,8 @@ def held_out_nats(path: Path) -> tuple[NDArray[np.float64], int, bool]:
     """Nats of each token of the text that a model's run held out, its characters, and whether it is `original`."""
     file = read_model(path)
     corpus = training_corpus(path, file.card, lambda line: print(line, file=sys.stderr))
-    assert corpus is not None and corpus.val_follows
+    if corpus is None or not corpus.val_follows:
+        sys.exit(f"{path}: its text is not at hand, or what was held out is a file of its own")
     tokens = corpus.encode(file.tokenizer, file.config.boundary_id)
     context = np.concatenate([tokens.train, tokens.dev])[-metrics.WARM_UP :]
     nats_N = metrics.token_nats(TorchEngine(file), tokens.val, context, "stream", metrics.WARM_UP)
@@ -47,7 +48,12 @@ def ensemble_nats(nats_KN: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def measure(paths: Sequence[Path]) -> dict[str, object]:
     """The score of some models together, and of each."""
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        sys.exit(f"not there: {', '.join(missing)}; benchmarks/quality/records.py trains them")
     read = [held_out_nats(path) for path in paths]
+    if len({(len(nats_N), chars) for nats_N, chars, _ in read}) > 1:
+        sys.exit("these models read other texts, or the same in other tokens: their probabilities cannot be averaged")
     together, chars = float(ensemble_nats(np.stack([nats_N for nats_N, _, _ in read])).sum()), read[0][1]
     of_gpt2 = {"nats_per_gpt2_token": together / GPT2_TOKENS_OF_ORIGINAL_SPLIT} if read[0][2] else {}
     return {

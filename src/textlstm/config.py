@@ -21,6 +21,8 @@ from typing import Any, Self
 
 from textlstm.errors import ConfigError
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # that the logits of a finished model may be divided by
+
 
 def option(default: Any, help: str, **extra: Any) -> Any:
     """A dataclass field with its help text.
@@ -299,9 +301,13 @@ class TrainConfig(Config):
         for field in counts:
             value = getattr(self, field)
             self._require(value is None or value >= 1, field, "at least 1")
-        for field in ("lr", "clip", "calibration_temperature"):
+        for field in ("lr", "clip"):
             value = getattr(self, field)
             self._require(value is None or (math.isfinite(value) and value > 0), field, "above 0")
+        temperature = self.calibration_temperature
+        bounds = f"between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}"
+        in_bounds = temperature is None or MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE
+        self._require(in_bounds, "calibration_temperature", bounds)
         for field in (
             "weight_decay",
             "activation_penalty",

@@ -33,6 +33,7 @@ WARM_UP = 512
 #: What a score under `stream` is called if the engine learnt meanwhile.
 LEARNING = "stream+learn"
 _COUNTED, _STRETCH = 1 << 23, 1 << 17  # tokens that are counted at most, and how many lie together then
+_MOST_LANES = 16
 _CHUNK = 1 << 22  # logits per call at most: 16 MB of float32, enough tokens to pay for reading the weights once
 
 
@@ -234,6 +235,15 @@ def _after(
         nats_BM[:, start:end], state = predictor.nll(rows_BM[:, start - 1 : end - 1], rows_BM[:, start:end], state)
         progress(end * len(rows_BM), rows_BM.size)
     return nats_BM[:, before_BP.shape[1] :]
+
+
+def lanes_for(tokens: int) -> tuple[int, str]:
+    """In how many lanes a text of so many tokens is read while training, and the name of that protocol.
+
+    Sixteen, or fewer where each would read less of its own than of what stands before it.
+    """
+    lanes = min(_MOST_LANES, max(1, tokens // (2 * WARM_UP)))
+    return lanes, "stream" if lanes == 1 else f"stream-{lanes}"
 
 
 def lane_shape(tokens: int, lanes: int) -> tuple[int, int]:

@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textlstm import tokenizer as tokenizers
-from textlstm.config import ModelConfig
+from textlstm.config import MAX_TEMPERATURE, MIN_TEMPERATURE, ModelConfig
 from textlstm.errors import ConfigError, ModelFileError, UsageError
 from textlstm.files import write_atomically
 from textlstm.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
+CALIBRATION = "calibration_temperature"  # of the card: what the logits of the finished model are divided by
 DType = Literal["fp32", "fp16", "int8"]
 _KEYS = ("config", "tokenizer", "card")
 _STATISTICS = (".rms_rows", ".rms_columns")
@@ -61,6 +62,14 @@ class ModelFile:
         for name in self.config.tensor_shapes():
             digest.update(np.ascontiguousarray(self.weights[name], dtype="<f4").data)
         return digest.hexdigest()
+
+    @property
+    def uncalibrated(self) -> ModelConfig:
+        """The network's shape as it was trained, before a temperature that the card tells was made part of it."""
+        temperature = self.card.get(CALIBRATION)
+        if not isinstance(temperature, int | float) or not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            return self.config
+        return self.config.replace(logit_scale=round(self.config.logit_scale * temperature, 12))
 
 
 def write_model(

@@ -17,6 +17,7 @@ from textlstm.generation import Limits
 from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.network import RecurrentLM
+from textlstm.scoring.parts import FITTED_ON, FITTING_READS
 from textlstm.tokenizer import Tokenizer, make_tokenizer
 from textlstm.trainer import is_out_of_memory, weights_of
 from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
@@ -123,16 +124,12 @@ class Plan:
             model, train: the configuration.
             corpus, tokenizer: what it learns from.
         """
-        device, minutes = self.device, self.minutes
+        minutes = self.minutes
         head, began = corpus.train.head(100_000), time.perf_counter()
         chars_per_token = len(head) / max(1, len(tokenizer.encode(head)))
         encoding = (time.perf_counter() - began) / max(1, len(head)) * corpus.train.num_chars
         train, per_step = self._measured(model, train)
-        final = measure_reading(model, device) * corpus.val.num_chars / chars_per_token
-        shown = len(corpus.dev.text) / chars_per_token if corpus.dev.num_chars else SHOWN_TOKENS
-        look = measure_reading(model, device, lanes=16, tokens=1024) * (shown + 16 * metrics.WARM_UP)
-        look += _sample_seconds(model, tokenizer)
-        save = 16 * model.num_params / _WRITTEN_PER_SECOND  # weights, two moments and the average, four bytes each
+        final, look, save = self._besides(model, corpus, tokenizer, chars_per_token)
         spacing = () if train.eval_every is None else (1 << 60, train.eval_every)
         fit = autopilot.steps_within(self._left - encoding, per_step, final, look, save, *spacing)
         tokens = int(corpus.train.num_chars / chars_per_token)
@@ -161,6 +158,21 @@ class Plan:
         if self.predicted is not None:
             self.reasons.append(f"predicted: about {self.predicted:.2f} nats per character of the held-out text")
         return train
+
+    def _besides(
+        self, model: ModelConfig, corpus: Corpus, tokenizer: Tokenizer, chars_per_token: float
+    ) -> tuple[float, float, float]:
+        """Seconds that a run takes besides its steps: at its end, for each look, and for each checkpoint."""
+        device, tokens = self.device, corpus.dev.num_chars / chars_per_token
+        final = measure_reading(model, device) * corpus.val.num_chars / chars_per_token
+        reading = measure_reading(model, device, lanes=16, tokens=1024)
+        warm_up = 16 * metrics.WARM_UP
+        if tokens:
+            final += reading * FITTING_READS * (min(tokens, FITTED_ON) + warm_up)
+        look = reading * ((tokens if tokens else SHOWN_TOKENS) + warm_up) + _sample_seconds(model, tokenizer)
+        look += 4 * model.num_params / _WRITTEN_PER_SECOND  # the model so far
+        save = 16 * model.num_params / _WRITTEN_PER_SECOND  # weights, two moments and the average, four bytes each
+        return final, look, save
 
     def _measured(self, model: ModelConfig, train: TrainConfig) -> tuple[TrainConfig, float]:
         """Seconds per step, and the configuration, its steps in smaller portions where memory runs out."""

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from textlstm.metrics import Score
-from textlstm.model_file import ModelFile
+from textlstm.model_file import CALIBRATION, ModelFile
 
 SCOREBOARD = "scoreboard"  # in a model's card
 _EVERY = 10.0  # seconds between two lines of progress where there is no bar
@@ -121,6 +121,7 @@ def show_model(report: Mapping[str, Any], name: str) -> None:
         "text": _told(_origin, card),
         "training": _told(_training, card),
         "score": _told(_score, card),
+        "calibration": _told(_calibration, card),
         "learning": "" if report["statistics"] else "without statistics of its gradients: see --learn-from",
     }
     _show_rows({key: value for key, value in rows.items() if value})
@@ -168,6 +169,12 @@ def _training(card: Mapping[str, Any]) -> str:
     if "seconds" in card:
         parts.append(f"{card['seconds'] / 60:.1f} minutes")
     return ", ".join([*parts, *([str(card["date"])] if "date" in card else [])])
+
+
+def _calibration(card: Mapping[str, Any]) -> str:
+    """What the logits were divided by, in words; "" if nothing changed them."""
+    temperature = float(card.get(CALIBRATION, 1.0))
+    return "" if temperature == 1 else f"logits divided by {temperature:g}, which is part of the model"
 
 
 def _score(card: Mapping[str, Any]) -> str:

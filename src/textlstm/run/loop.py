@@ -30,7 +30,7 @@ from textlstm.engine.torch import TorchEngine
 from textlstm.errors import Interrupted, MissingExtraError, RunError
 from textlstm.files import append_whole, insist, sync_file, write_atomically
 from textlstm.learning import measure
-from textlstm.model_file import ModelFile, read_model, write_model
+from textlstm.model_file import CALIBRATION, ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
 from textlstm.novelty import RUN_LENGTHS, CopyMeter, SuffixIndex
 from textlstm.planning import SAMPLE_CHARS, SAMPLES, SHOWN_TOKENS, lighter, portions, samples_of
@@ -39,7 +39,7 @@ from textlstm.run.card import processor, version_of
 from textlstm.run.folder import size_of
 from textlstm.run.setup import Request, Result, Setup, process_seconds
 from textlstm.run.signals import Signals
-from textlstm.scoring.parts import fitted_temperature, score_held_out
+from textlstm.scoring.parts import fitted_temperature, score_development, score_held_out
 from textlstm.tokenizer import Tokenizer, bytes_to_text
 from textlstm.trainer import Callbacks, Development, Look, StepReport, Trainer, Weights, is_out_of_memory, weights_of
 from textlstm.trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
@@ -47,6 +47,7 @@ from textlstm.trainer.distributed import Group
 from textlstm.trainer.speed import sgemm_peak
 from textlstm.view import Facts, View, loss_svg, novelty_svg
 
+_LATEST = "latest weights of a run that is not over"
 GPT2_TOKENS_OF_ORIGINAL_SPLIT = 33_803  # in the last `HELD_OUT_CHARS` characters of Tiny Shakespeare
 
 
@@ -430,7 +431,7 @@ class Run:
             self._unwritten = None
 
     def _card(self, step: int | None, scores: Mapping[str, Any]) -> dict[str, Any]:
-        corpus = self.corpus
+        corpus, asked = self.corpus, self.setup.train.calibration_temperature
         return {
             "corpus": {
                 "name": " ".join(Path(s).name or s for s in map(source_title, self.setup.sources)),
@@ -446,6 +447,7 @@ class Run:
                 **({} if corpus.sampled_from is None else {"train_chars_sampled_from": corpus.sampled_from}),
             },
             "chosen_by": self._chosen_by(step),
+            **({} if asked is None else {CALIBRATION: asked}),
             "step": step,
             "steps": self.setup.train.steps,
             "train": self.setup.train.to_dict() | {"tokenizer": Path(self.setup.train.tokenizer).name},
@@ -465,7 +467,7 @@ class Run:
     def _chosen_by(self, step: int | None) -> str:
         if self.corpus.dev.num_chars:
             return "lowest loss on the development part"
-        return "end of the run" if step == self.setup.train.steps else "latest weights of a run that is not over"
+        return "end of the run" if step == self.setup.train.steps else _LATEST
 
     def _prompt(self) -> str:
         """Words of the user's own text: of what was held out, where there are some."""
@@ -477,7 +479,7 @@ class Run:
 
     def _interrupted(self, trainer: Trainer) -> None:
         if not self.chooses or not (self.folder / MODEL_FILE).exists():
-            self._write_model(trainer.averaged, trainer.step, {})
+            self._write_model(trainer.averaged, trainer.step, {}, _LATEST if self.chooses else None)
         if self._unsaved is not None:
             raise RunError(
                 f"stopped at step {trainer.step} of {self.setup.train.steps}, but what was done since the last whole "
@@ -503,7 +505,7 @@ class Run:
         self._flush_model()
         if not (self.folder / MODEL_FILE).exists():  # no look at the development part gave a finite number
             self._write_model(trainer.averaged, trainer.step, {}, "end of the run: no look gave a finite number")
-        file = self._calibrated(read_model(self.folder / MODEL_FILE))
+        file = self._calibrated(self._last_finite(read_model(self.folder / MODEL_FILE), trainer.step))
         val: dict[str, Any] | None = None
         if len(self.tokens.val):
             self.view.notice("scoring the held-out text ...")
@@ -536,18 +538,30 @@ class Run:
         append_whole(self.folder / "log.jsonl", json.dumps(_finite({"event": "end", "result": values})) + "\n")
         return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)
 
+    def _last_finite(self, file: ModelFile, step: int) -> ModelFile:
+        """The model, which says and tells so if no later weights were numbers."""
+        if file.card["chosen_by"] != _LATEST:
+            return file
+        kept = f"the last weights that are finite, of step {file.card['step']} of {step}"
+        self.view.notice(f"the model has {kept}")
+        return dataclasses.replace(file, card={**file.card, "chosen_by": kept})
+
     def _calibrated(self, file: ModelFile) -> ModelFile:
         """The model with its logits divided by what suits the development part, unless a temperature was asked for."""
-        asked, model = self.setup.train.calibration_temperature, self.setup.model
-        if asked is not None or not self.chooses:
+        if self.setup.train.calibration_temperature is not None or not self.chooses:
             return file
 
         def at(temperature: float) -> TorchEngine:
-            return TorchEngine(dataclasses.replace(file, config=model.cooled(temperature)))
+            return TorchEngine(dataclasses.replace(file, config=self.setup.model.cooled(temperature)))
 
+        self.view.notice("calibrating on the development part ...")
         temperature = fitted_temperature(at, self.tokens)
-        card = {**file.card, "calibration_temperature": temperature}
-        return dataclasses.replace(file, config=model.cooled(temperature), card=card)
+        engine, protocol = at(temperature), metrics.lanes_for(len(self.tokens.dev))[1]
+        dev = score_development(engine, self.corpus, self.tokens, protocol).to_dict()
+        told = f"logits divided by {temperature:g}: {dev['nats_per_char']:.4f} nats per character of it"
+        self.view.notice("no other temperature suits it better" if temperature == 1 else told)
+        card = {**file.card, CALIBRATION: temperature, "scores": {**file.card["scores"], "dev": _finite(dev)}}
+        return dataclasses.replace(file, config=engine.config, card=card)
 
 
 def is_original_split(corpus: Corpus) -> bool:

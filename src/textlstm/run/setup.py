@@ -221,12 +221,13 @@ def check_length(request: Request) -> None:
 
 def shape_of(initial: ModelFile, for_model: Mapping[str, Any], for_train: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a model that a run begins from, with other dropouts if they are asked."""
+    config = initial.uncalibrated
     dropouts = {k: v for k, v in for_model.items() if k.endswith("dropout")}
-    changed = {k for k in for_model.keys() - dropouts.keys() if for_model[k] != getattr(initial.config, k)}
+    changed = {k for k in for_model.keys() - dropouts.keys() if for_model[k] != getattr(config, k)}
     if changed or "tokenizer" in for_train:
         named = ", ".join(sorted(changed) or ["tokenizer"])
         raise UsageError(f"--init-from keeps the vocabulary and shape of its model; leave out {named}")
-    return initial.config.to_dict() | dropouts
+    return config.to_dict() | dropouts
 
 
 def minutes_of(request: Request, preset: Mapping[str, Mapping[str, Any]]) -> float | None:

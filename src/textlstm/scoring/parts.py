@@ -10,7 +10,11 @@ import numpy as np
 from textlstm import metrics
 from textlstm.corpus import Corpus, Tokens
 
-_CALIBRATED_ON = 1 << 15  # tokens at most: they settle the second digit
+FITTED_ON = 1 << 15  # tokens that a temperature is fitted on at most: they settle the second digit
+FITTING_READS = 15  # times that they are read
+# Tokens at least. Drawn from a long text whose best temperature was 0.98, 45 of them made the model worse on the rest
+# by 0.005 nats per token on average, 300 by 0.0006, 1,000 by 0.0001 and by 0.0013 at worst.
+_FEWEST = 1000
 _COLDEST, _HOTTEST = 0.5, 2.0
 
 
@@ -42,11 +46,12 @@ def fitted_temperature(at: Callable[[float], metrics.Predictor], tokens: Tokens)
         tokens: the text; its development part follows the training part.
 
     Returns:
-        Between 0.5 and 2, to two digits.
+        Between 0.5 and 2, to two digits; 1 where that gains nothing, or too little text could tell.
     """
-    ids, before = tokens.dev[:_CALIBRATED_ON], tokens.train[-metrics.WARM_UP :]
-    lanes = min(16, max(1, len(ids) // (2 * metrics.WARM_UP)))
-    protocol = "stream" if lanes == 1 else f"stream-{lanes}"
+    ids, before = tokens.dev[:FITTED_ON], tokens.train[-metrics.WARM_UP :]
+    if len(ids) < _FEWEST:
+        return 1.0
+    protocol = metrics.lanes_for(len(ids))[1]
 
     def cost(inverse: float) -> float:
         return float(metrics.token_nats(at(1 / inverse), ids, before, protocol, metrics.WARM_UP).sum())
@@ -63,4 +68,5 @@ def fitted_temperature(at: Callable[[float], metrics.Predictor], tokens: Tokens)
             low, left, cost_left = left, right, cost_right
             right = low + golden * (high - low)
             cost_right = cost(right)
-    return round(2 / (low + high), 2)
+    found = round(2 / (low + high), 2)
+    return found if cost(1 / found) < cost(1.0) else 1.0  # nor where a cost is no number

@@ -38,7 +38,6 @@ _LOOKS = 20  # looks at the development part per run, unless told otherwise
 _STEPS_PER_LOOK = 25  # at least: a look, a sample and a file cost as much as some steps
 _MOST_SECONDS_UNSAVED = 600.0  # else a run of twenty hours could lose two of them; asked for in steps, it is in steps
 _MAX_SKIPPED = 10  # steps in a row without finite numbers before the run is given up
-_DEV_LANES = 16
 
 
 @dataclass(frozen=True)
@@ -368,8 +367,7 @@ class Trainer:
         started = time.perf_counter()
         if self.dev is None:
             return Look(self.step, None, self._finite(), time.perf_counter() - started)
-        lanes = min(_DEV_LANES, max(1, len(self.dev.ids) // (2 * metrics.WARM_UP)))
-        protocol = "stream" if lanes == 1 else f"stream-{lanes}"
+        lanes, protocol = metrics.lanes_for(len(self.dev.ids))
         context = self.dev.context[-metrics.WARM_UP :]
         dev = (
             metrics.score(
@@ -471,14 +469,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, the machine's or the device's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    told = str(error)
+    return isinstance(error, RuntimeError) and (told in _ONEDNN or any(words in told for words in _OUT_OF_MEMORY))
 
 
-# oneDNN keeps to itself why it could not make or run one of its kernels: where memory is short, that is the reason.
-_OUT_OF_MEMORY = (
-    "can't allocate memory", "not enough memory", "out of memory", "could not create a primitive",
-    "could not create a memory", "could not execute a primitive",
-)  # fmt: skip
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+# All that oneDNN tells where it has no memory for a kernel. What it does not support, it names in longer words.
+_ONEDNN = ("could not create a primitive", "could not create a memory object", "could not execute a primitive")
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
