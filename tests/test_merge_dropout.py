@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textlstm.corpus import LaneReader, MergeDropout
+from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
+from textlstm.corpus import LaneReader, MergeDropout, read_corpus
 from textlstm.corpus.merge_dropout import split
+from textlstm.run.loop import lane_reader
 from textlstm.tokenizer import BPETokenizer, make_tokenizer
+from textlstm.trainer import Trainer
 
 TEXT = "the other mother and the father of the brother, and then there was another one of them\n" * 40
 TOKENIZER = BPETokenizer.train(TEXT, 320)
@@ -90,15 +93,65 @@ def batches(reader, number):
     return [next(reader).x_BT.tolist() for _ in range(number)]
 
 
-def test_each_pass_reads_other_tokens_and_the_last_ones_whole():
-    whole = LaneReader(TOKENIZER.encode(TEXT), 2, 16, 0.5, 5, 319, np.arange(320) == ord("\n"))
-    ours, lengths = reader(0.5, 200), []
-    for _ in range(200):
+def passes(reader, number):
+    """The ids of each pass within some batches."""
+    found = {}
+    for _ in range(number):
+        next(reader)
+        found.setdefault(reader.epoch, reader._ids)
+    return list(found.values())
+
+
+def test_each_pass_reads_other_tokens():
+    first, second, third = passes(reader(0.5, 10**9), 100)[:3]  # at the same rate but for a ten-millionth
+    whole = TOKENIZER.encode(TEXT)
+    for one, other in ((first, second), (second, third), (first, third)):
+        assert one.tolist() != other.tolist() and TOKENIZER.decode_bytes(one) == TEXT.encode()
+        assert len(one) > 1.2 * len(whole)
+
+
+def test_the_rate_falls_from_pass_to_pass():
+    lengths = [len(ids) for ids in passes(reader(0.5, 300), 300)]
+    assert lengths[0] > lengths[2] > lengths[-1] == len(TOKENIZER.encode(TEXT))
+
+
+@pytest.mark.parametrize("length", [1.0, 2.5])
+def test_the_end_of_a_run_reads_whole_tokens_however_few_passes_it_has(length):
+    """From 80 % of the steps on, also if no pass ends there."""
+    ids = np.tile(TOKENIZER.encode(TEXT), 5)
+    steps = round(length * len(ids) / (2 * 16))
+    ours = LaneReader(ids, 2, 16, 0.0, 5, 319, np.arange(320) == ord("\n"), MergeDropout(PARTS_V2, 0.5, steps))
+    whole = []
+    for _ in range(steps):
         next(ours)
-        if not lengths or lengths[-1][0] != ours.epoch:
-            lengths.append((ours.epoch, ours.lane_len))
-    counts = [length for _, length in lengths]
-    assert len(set(counts[:3])) == 3 and counts[0] > counts[2] > counts[-1] == whole.lane_len
+        whole.append(ours.stretch == 1.0)
+    border = -(-steps * 4 // 5)
+    assert not any(whole[:border]) and all(whole[border:])
+
+
+def test_documents_stay_apart(tmp_path, monkeypatch):
+    """The boundary between them is no token that was merged."""
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path / "cache"))
+    for name in ("one.txt", "two.txt", "three.txt"):
+        (tmp_path / name).write_text(TEXT)
+    corpus = read_corpus([str(tmp_path / name) for name in ("one.txt", "two.txt", "three.txt")], CorpusConfig())
+    boundary = TOKENIZER.vocab_size
+    model = ModelConfig(vocab_size=boundary + 1, embed_size=8, hidden_size=8)
+    tokens = corpus.encode(TOKENIZER, boundary)
+    train = TrainConfig(steps=100, batch_size=2, seq_len=16, merge_dropout=0.5)
+    assert (tokens.train == boundary).sum() >= 2
+    for ids in passes(lane_reader(tokens, TOKENIZER, model, train), 100):
+        assert (ids == boundary).sum() == (tokens.train == boundary).sum()
+
+
+def test_the_training_loss_is_that_of_the_text():
+    """Nats per whole token, whatever became of it: a network that knows nothing pays for every piece."""
+    flat = TrainConfig(steps=1000, batch_size=2, seq_len=16, lr=1e-12, unigram_bias=False)
+    dropout = MergeDropout(PARTS_V2, 0.5, 1000)
+    ours = LaneReader(TOKENIZER.encode(TEXT), 2, 16, 0.5, 5, 319, np.arange(320) == ord("\n"), dropout)
+    trainer = Trainer(ModelConfig(vocab_size=320, embed_size=8, hidden_size=8), flat, ours, None)
+    report = trainer.advance()
+    assert ours.stretch > 1.2 and report.nats == pytest.approx(np.log(320) * ours.stretch, rel=0.02)
 
 
 def test_what_was_left_out_of_a_pass_is_the_same_after_a_stop():

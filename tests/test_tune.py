@@ -64,8 +64,9 @@ class Stop(TuneView):
             signal.raise_signal(self._number)
 
 
-def test_the_best_trial_is_what_train_does_with_its_options(book, run):
-    found = tune(search(book, "search", trials=3), TuneView())
+@pytest.mark.parametrize("settings", [{}, {"tokenizer": "bpe", "vocab_size": 300, "merge_dropout": 0.4}])
+def test_the_best_trial_is_what_train_does_with_its_options(book, run, settings):
+    found = tune(search(book, "search", trials=3, settings=settings), TuneView())
     assert len(found.rows) == 3 and found.best is not None
     assert found.best.nats_per_char == min(r.nats_per_char for r in found.rows if r.ended == "complete")
     assert found.command.startswith("textlstm train ") and str(book) in found.command
@@ -201,6 +202,8 @@ def test_requests_that_cannot_be_meant(book):
     }
     with pytest.raises(UsageError, match="nothing is left"):
         tune(search(book, "wrong", settings=everything), TuneView())
+    with pytest.raises(UsageError, match=r"--merge-dropout .* \(byte, 256 ids\) has none"):
+        tune(search(book, "bytes", settings={"merge_dropout": 0.1}), TuneView())
 
 
 def test_a_damaged_database_is_told(book):

@@ -272,7 +272,8 @@ class TrainConfig(Config):
     merge_dropout: float = option(
         0.0,
         "probability that a token falls back into the two it was merged from, anew at each pass; it falls to 0 at "
-        "80 % of the steps (bpe and gpt2 vocabularies)",
+        "80 % of the steps (bpe, gpt2 and others with merges). A pass has more tokens then; --epochs does not count "
+        "them",
     )
     calibration_temperature: float | None = option(
         None,

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from textlstm.config import CorpusConfig
 from textlstm.corpus.document import Document
 from textlstm.corpus.encoding import encode_part
-from textlstm.corpus.lanes import Batch, LaneReader, steps_per_epoch
-from textlstm.corpus.merge_dropout import MergeDropout
+from textlstm.corpus.lanes import Batch, LaneReader, lanes_within, steps_per_epoch
+from textlstm.corpus.merge_dropout import MergeDropout, merges_of
 from textlstm.corpus.named import CORPORA, LoadedCorpus, cache_dir, find
 from textlstm.corpus.sources import (
     Piece,
@@ -55,6 +55,8 @@ __all__ = [
     "absolute",
     "cache_dir",
     "find",
+    "lanes_within",
+    "merges_of",
     "read_corpus",
     "read_sources",
     "steps_per_epoch",

@@ -30,6 +30,11 @@ def segment_lengths(seq_len: int, jitter: float) -> NDArray[np.int64]:
     return np.arange(shortest, longest + 1, _STEP)
 
 
+def lanes_within(tokens: int, batch_size: int) -> int:
+    """How many lanes of a wanted number a text of so many tokens is long enough for."""
+    return min(batch_size, tokens // (2 * _STEP))
+
+
 def steps_per_epoch(tokens: int, batch_size: int, seq_len: int, jitter: float) -> float:
     """Batches in one pass over a text: exactly without jitter, on average with it (short texts are off by up to 20 %).
 
@@ -37,7 +42,7 @@ def steps_per_epoch(tokens: int, batch_size: int, seq_len: int, jitter: float) -
         tokens: length of the text.
         batch_size, seq_len, jitter: as `LaneReader` takes them.
     """
-    lanes = max(1, min(batch_size, tokens // (2 * _STEP)))
+    lanes = max(1, lanes_within(tokens, batch_size))
     lane_len = tokens // lanes
     mean = np.minimum(segment_lengths(seq_len, jitter), lane_len).mean()
     # A pass ends with a shorter segment, unless fewer than 8 tokens remain for it.
@@ -86,7 +91,7 @@ class LaneReader:
         line_end_V: NDArray[np.bool_],
         merge_dropout: MergeDropout | None = None,
     ) -> None:
-        self.batch_size = min(batch_size, len(ids) // (2 * _STEP))
+        self.batch_size = lanes_within(len(ids), batch_size)
         if self.batch_size < 1:
             raise CorpusError(f"{len(ids)} tokens of training text are too few; {2 * _STEP} are the least")
         self._text = self._ids = ids  # as it was encoded, and as this pass reads it
@@ -103,7 +108,7 @@ class LaneReader:
         return self
 
     def __next__(self) -> Batch:
-        fresh = self.lane_len - self._position < _STEP
+        fresh = self.lane_len - self._position < _STEP or self._is_over
         if fresh:
             self._begin_epoch()
         length = min(int(self._rng.choice(self._lengths)), self.lane_len - self._position)
@@ -115,6 +120,17 @@ class LaneReader:
         self._position += length
         self._batches += 1
         return Batch(x_BT, y_BT, np.full(self.batch_size, fresh))
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether this pass reads tokens that fell apart, and no longer should: a run may have but one pass."""
+        dropout = self._merge_dropout
+        return dropout is not None and self._ids is not self._text and dropout.rate_at(self._batches) == 0
+
+    @property
+    def stretch(self) -> float:
+        """How many tokens this pass reads per token of the text: above 1 where some fell apart."""
+        return len(self._ids) / len(self._text)
 
     def _begin_epoch(self) -> None:
         self.epoch += 1

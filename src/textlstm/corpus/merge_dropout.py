@@ -13,8 +13,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 1 << 22  # tokens at once, which bounds what is needed besides the result
+from textlstm.errors import UsageError
+from textlstm.tokenizer import Tokenizer
+
+_CHUNK = 1 << 22  # tokens at once
 _ENDS = 0.8  # share of the run after which tokens stay whole: they are, where the network will be used
+
+
+def merges_of(tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """The two ids that each id was merged from, shape (V, 2), -1 where there are none.
+
+    Args:
+        tokenizer: any.
+
+    Raises:
+        UsageError: nothing was merged in its vocabulary.
+    """
+    parts_V2 = tokenizer.parts()
+    if (parts_V2 < 0).all():
+        raise UsageError(
+            f"--merge-dropout takes merges apart, and this vocabulary ({tokenizer.kind}, {tokenizer.vocab_size} ids) "
+            "has none: leave it out, or take --tokenizer bpe with more --vocab-size, or gpt2"
+        )
+    return parts_V2
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,7 @@ class MergeDropout:
     steps: int
 
     def rate_at(self, step: int) -> float:
-        """The probability at a step: it falls along a line to 0 at 80 % of the run."""
+        """The probability of a pass that begins at a step: it falls along a line to 0 at 80 % of the run."""
         return self.rate * max(0.0, 1 - step / (_ENDS * self.steps))
 
     def applied(self, ids_N: NDArray[Any], step: int, random: np.random.Generator) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from textlstm import autopilot
 from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, Part, absolute, cache_dir, read_corpus, steps_per_epoch
+from textlstm.corpus import Corpus, Part, absolute, cache_dir, merges_of, read_corpus, steps_per_epoch
 from textlstm.corpus.sources import ROWS
 from textlstm.errors import ModelFileError, RunError, UsageError
 from textlstm.files import write_atomically
@@ -112,8 +112,9 @@ def begin(
 
 
 def _check_merges(for_train: Mapping[str, Any], tokenizer: Tokenizer) -> None:
-    if for_train.get("merge_dropout") and (tokenizer.parts() < 0).all():
-        raise UsageError(f"--merge-dropout needs a vocabulary of merges (bpe, gpt2, ...), not {tokenizer.kind}")
+    """Refuses, before anything is written, to take merges apart where there are none."""
+    if for_train.get("merge_dropout"):
+        merges_of(tokenizer)
 
 
 def device_of(request: Request, for_train: dict[str, Any], view: View) -> str:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from textlstm import metrics
 from textlstm.config import ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, LaneReader, MergeDropout, Part, Tokens, source_title
+from textlstm.corpus import Corpus, LaneReader, MergeDropout, Part, Tokens, merges_of, source_title
 from textlstm.corpus.named import HELD_OUT_CHARS
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import Interrupted, MissingExtraError, RunError
@@ -60,7 +60,7 @@ def lane_reader(tokens: Tokens, tokenizer: Tokenizer, model: ModelConfig, train:
     dropout = None
     if train.merge_dropout:
         parts_V2 = np.full((model.vocab_size, 2), -1, dtype=np.int32)
-        parts_V2[: tokenizer.vocab_size] = tokenizer.parts()
+        parts_V2[: tokenizer.vocab_size] = merges_of(tokenizer)
         dropout = MergeDropout(parts_V2, train.merge_dropout, train.steps)
     return LaneReader(tokens.train, lanes, length, jitter, seed, model.boundary_id, line_end_V, dropout)
 
@@ -556,11 +556,14 @@ class Run:
 
         self.view.notice("calibrating on the development part ...")
         temperature = fitted_temperature(at, self.tokens)
+        file = dataclasses.replace(file, card={**file.card, CALIBRATION: temperature})
+        if temperature == 1:
+            self.view.notice("the logits stay as they are: nothing suits it better")
+            return file
         engine, protocol = at(temperature), metrics.lanes_for(len(self.tokens.dev))[1]
         dev = score_development(engine, self.corpus, self.tokens, protocol).to_dict()
-        told = f"logits divided by {temperature:g}: {dev['nats_per_char']:.4f} nats per character of it"
-        self.view.notice("no other temperature suits it better" if temperature == 1 else told)
-        card = {**file.card, CALIBRATION: temperature, "scores": {**file.card["scores"], "dev": _finite(dev)}}
+        self.view.notice(f"logits divided by {temperature:g}: {dev['nats_per_char']:.4f} nats per character of it")
+        card = {**file.card, "scores": {**file.card["scores"], "dev": dev}}
         return dataclasses.replace(file, config=engine.config, card=card)
 
 

@@ -64,7 +64,7 @@ class StepReport:
 
     Attributes:
         step: steps done, of `steps`.
-        nats: training loss in nats per token.
+        nats: training loss in nats per token of the text; where merges fell apart, all that came of one count as it.
         lr: learning rate.
         tokens: tokens read in this step.
         seconds: time it took.
@@ -106,7 +106,7 @@ class _Fetched:
     Attributes:
         batch: of all ranks.
         x_BT, y_BT: the lanes of this rank, on the device.
-        epoch: the reader's, with this batch.
+        epoch, stretch: the reader's, with this batch.
         before: where the reader stood before it.
     """
 
@@ -114,6 +114,7 @@ class _Fetched:
     x_BT: torch.Tensor
     y_BT: torch.Tensor
     epoch: int
+    stretch: float
     before: Mapping[str, Any]
 
 
@@ -297,7 +298,7 @@ class Trainer:
         self._optimizer.clear_gradients()
         self.step += 1
         return StepReport(
-            self.step, config.steps, nats, learning_rate(config, self.step - 1), batch.x_BT.size,
+            self.step, config.steps, nats * fetched.stretch, learning_rate(config, self.step - 1), batch.x_BT.size,
             time.perf_counter() - started, fetched.epoch, skipped,
         )  # fmt: skip
 
@@ -306,7 +307,7 @@ class Trainer:
         before, device = self.reader.state_dict(), self.network.device
         batch = next(self.reader)
         x_BT, y_BT = (to_device(ids[self._rows], device) for ids in (batch.x_BT, batch.y_BT))
-        return _Fetched(batch, x_BT, y_BT, self.reader.epoch, before)
+        return _Fetched(batch, x_BT, y_BT, self.reader.epoch, self.reader.stretch, before)
 
     def _gradients(self, fetched: _Fetched, state: State) -> float:
         """Adds up the gradients of all portions of the lanes, and takes their states; nats per token of the batch.

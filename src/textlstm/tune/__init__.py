@@ -40,7 +40,7 @@ import numpy as np
 
 from textlstm import autopilot, metrics, run
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, Part, Tokens, absolute, read_corpus, source_title
+from textlstm.corpus import Corpus, Part, Tokens, absolute, lanes_within, read_corpus, source_title
 from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.files import write_atomically
 from textlstm.tokenizer import Tokenizer
@@ -393,8 +393,8 @@ class _Tuner:
         """Trains one configuration; its score, or None where it was not brought to its end."""
         started = time.perf_counter()
         tokenizer, tokens, model, train = self._prepared(settings)
+        train = self._with_length(model, train, max(1, lanes_within(len(tokens.train), train.batch_size)))
         reader = run.lane_reader(tokens, tokenizer, model, train)
-        train = self._with_length(model, train, reader.batch_size)
         settings = settings | {"steps": train.steps, "ema": train.ema}
         self.view.trial_begins(number, settings, train.steps, self.text.train.num_chars / max(1, len(tokens.train)))
         best, ended, done, last = None, "complete", 0, 0
