@@ -862,6 +862,13 @@ def test_what_is_open_already_is_no_out(tmp_path):
                 check_out("-", name, as_json=False)
 
 
+def test_what_cannot_be_written_is_called_as_it_was_asked_for(run, tmp_path):
+    (tmp_path / "in").write_text("Thomas\n")
+    for name in ("--csv", "--html"):
+        done = run("score", "names", "in", name, ".")
+        assert done.code == 2 and f"Invalid value for {name}: . is a folder" in done.err
+
+
 def test_damage_on_the_command_line(run, tmp_path):
     (tmp_path / "in").write_bytes(b"no such format")
     done = run("decompress", "in", "out")

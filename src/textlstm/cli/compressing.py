@@ -131,17 +131,17 @@ def decompress_(
         print_json({"compressed_bytes": done.compressed_bytes, "bytes": done.bytes, "seconds": seconds})
 
 
-def check_out(source: str, out: str, as_json: bool) -> None:
-    """Sees that a result can go where it shall."""
+def check_out(source: str, out: str, as_json: bool, name: str = "OUT") -> None:
+    """Sees that a result can go where it shall; `name` is what it is called on the command line."""
     if out == "-":
         if as_json:
             raise click.BadParameter("would mix with the data on standard output", param_hint="--json")
     elif source != "-" and Path(out).exists() and Path(out).samefile(source):
-        raise click.BadParameter("is the same file as IN", param_hint="OUT")
+        raise click.BadParameter("is the same file as IN", param_hint=name)
     elif Path(out).exists() and not Path(out).is_dir() and (not Path(out).is_file() or out.startswith(_OPEN)):
-        raise click.BadParameter(f"{out} is no file that could be replaced", param_hint="OUT")
+        raise click.BadParameter(f"{out} is no file that could be replaced", param_hint=name)
     elif Path(out).is_dir() or not Path(out).parent.is_dir():
-        raise click.BadParameter(f"{out} is a folder, or lies in none that exists", param_hint="OUT")
+        raise click.BadParameter(f"{out} is a folder, or lies in none that exists", param_hint=name)
 
 
 def _ask_to_replace(out: str, force: bool) -> None:

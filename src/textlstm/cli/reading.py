@@ -75,7 +75,7 @@ def score(
     from textlstm.report import ScoreView, output
     from textlstm.scoring.show import show, write_files
 
-    _check_outs(csv, html)
+    _check_outs(csv=csv, html=html)
     protocol = _lanes_protocol(protocol, lanes, context)
     if reading["learn"] and protocol != "stream":
         raise click.BadParameter("goes along one text: leave out --protocol and --lanes", param_hint="--learn")
@@ -143,10 +143,10 @@ def _lanes_protocol(protocol: str, lanes: int, context: str | None) -> str:
     return f"stream-{lanes}"
 
 
-def _check_outs(*outs: Path | None) -> None:
-    for out in outs:
+def _check_outs(**outs: Path | None) -> None:
+    for name, out in outs.items():
         if out is not None:
-            check_out("-", str(out), False)
+            check_out("-", str(out), False, f"--{name}")
 
 
 @click.command(short_help="Look inside: cells, gates, memory, surprise.")
@@ -182,7 +182,7 @@ def inspect(
         documents = read_sources(sources, CorpusConfig(), notice_of(quiet)).documents
         return "\n".join(document.text for document in documents)
 
-    _check_outs(html, png)
+    _check_outs(html=html, png=png)
     loaded = Model.load(model)
     place_of(colour, loaded.config.num_layers, loaded.config.hidden_size)  # what cannot be met is said at once
     if png is not None:
