@@ -21,7 +21,8 @@ CHARS = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 def rule_table() -> list[str]:
     """What the rule picks, for times and lengths of the training text."""
     rows = [
-        "| minutes | characters | vocabulary | network | parameters | lanes x tokens | epochs | dropouts | lr | dev |",
+        "| minutes | characters | vocabulary | network | parameters | lanes x tokens | epochs | dropouts | lr | "
+        "divided by |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for minutes in MINUTES:
@@ -34,7 +35,8 @@ def rule_table() -> list[str]:
             cells = (
                 f"{minutes:g}", f"{chars:,}", f"{V:,}", f"2 x {H}", f"{(16 * H * H + V * H) / 1e6:.1f} M",
                 f"{train['batch_size']} x {train['seq_len']}", f"{epochs:.2g}" if epochs < 10 else f"{epochs:.0f}",
-                " / ".join(f"{d:.2f}" for d in drops), f"{train['lr']:.4f}", "yes" if proposal.development else "",
+                " / ".join(f"{d:.2f}" for d in drops), f"{train['lr']:.4f}",
+                "fitted" if proposal.development else f"{proposal.temperature:g}",
             )  # fmt: skip
             rows.append(f"| {' | '.join(cells)} |")
     return rows

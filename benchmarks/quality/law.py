@@ -44,9 +44,13 @@ def run(name: str, text: Path, flops: float) -> dict[str, object]:
     model = ModelConfig.from_dict(proposal.model)
     tokens = proposal.train["batch_size"] * proposal.train["seq_len"]
     steps = max(1, round(flops / (3 * model.flops_per_token * tokens)))
-    options = {**proposal.model, **proposal.train, "steps": steps, "eval_every": max(1, steps // 20)}
+    count = training / autopilot.chars_per_token(model.vocab_size)
+    merges = autopilot.merge_dropout(steps * tokens / count, count / model.vocab_size)
+    options = {**proposal.model, **proposal.train, "merge_dropout": merges, "steps": steps}
+    options["eval_every"] = max(1, steps // 20)
     flags = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
-    flags += [] if proposal.development else ["--dev-fraction", "0"]
+    temperature = str(proposal.temperature)
+    flags += [] if proposal.development else ["--dev-fraction", "0", "--calibration-temperature", temperature]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "textlstm", "train", str(text), "--out", f"{folder}/run", "--json", "--quiet"]
         done = subprocess.run([*command, *flags], stdout=subprocess.PIPE, check=True)

@@ -10,14 +10,17 @@ length, `docs/log.md` has the runs):
 - V grows with the text: 512 below 200 kB, 1024 below 3 MB, 2048 below 30 MB, else 4096.
 - H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point
   operations that the time allows (about 1.2 tokens read per parameter), and 18 N.
-- The more epochs D / N, the more regularisation: d = 0.11 log2(epochs / 4.5), between 0 and 0.45, on the input and as
-  weight drop; 0.05 + 0.75 d between layers, d + 0.1 on the output, 0.4 (d - 0.2) of whole tokens.
+- The more epochs D / N, the more regularisation: d is the lesser of 0.11 log2(epochs / 4.5) and 0.055 log2(P / N),
+  between 0 and 0.45, on the input and as weight drop; 0.05 + 0.75 d between layers, d + 0.1 on the output,
+  0.4 (d - 0.2) of whole tokens.
 - The learning rate falls with the width: 8e-3 sqrt(320 / H), 1e-2 at most.
 - Up to 60 epochs there is no development part: all text is learnt from, and the end of the schedule is the best
-  point. A text is read 100 times at most.
+  point. The logits of the finished model are divided by 1 + 0.04 log2(epochs / 5) then, between 1 and 1.15. A text is
+  read 100 times at most.
 - 12 lanes of 64 tokens, 16 where C is above 3e14: a short run wants steps (at 2e13 operations 12 lanes cost 0.05
   nats per character less than 24, for 15 % fewer tokens a second). Short texts have fewer.
-- Averaging spans a twelfth of the run.
+- Averaging spans a twelfth of the run. Above 12 epochs it spans a quarter, the learning rate ends at a fifth, and
+  merge dropout begins at 0.1; that also above 3, where an id occurs less than 50 times.
 """
 
 from __future__ import annotations
@@ -45,12 +48,14 @@ class Proposal:
         train: settings of TrainConfig, without steps.
         development: whether a development part should pick the best weights.
         tokens_read: how many tokens the run will read, about.
+        temperature: what the logits of the finished model are divided by where no development part can tell.
     """
 
     model: Mapping[str, Any]
     train: Mapping[str, Any]
     development: bool
     tokens_read: float
+    temperature: float
 
 
 def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -> Proposal:
@@ -69,7 +74,7 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
     tokens_read = min(operations / (6 * _params(hidden, vocab)), MOST_EPOCHS * max(1.0, tokens))
     epochs = tokens_read / max(1.0, tokens)
-    d = round(min(_MOST_DROPOUT, max(0.0, 0.11 * math.log2(max(1.0, epochs / 4.5)))), 3)
+    d = _dropout(epochs, _params(hidden, vocab) / max(1.0, tokens))
     batch, length = next(
         sizes
         for most_tokens, most_operations, sizes in _BATCHES
@@ -93,13 +98,33 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
         "weight_decay": max(0.1, d),
         "ema": averaging(steps),
     }
-    return Proposal(model, train, epochs > _MOST_EPOCHS_WITHOUT_DEVELOPMENT, tokens_read)
+    if epochs > _OFTEN:
+        train |= {"lr_final": _LR_FINAL, "ema": averaging(steps, _LONG_AVERAGE)}
+    development = epochs > _MOST_EPOCHS_WITHOUT_DEVELOPMENT
+    temperature = 1.0 if fixed.keys() & _REGULARISATION else _temperature(epochs)
+    return Proposal(model, train, development, tokens_read, temperature)
 
 
+def _dropout(epochs: float, params_per_token: float) -> float:
+    """What a text wants that is read so often by a network of so many parameters for each of its tokens."""
+    read, borne = 0.11 * math.log2(max(1.0, epochs / 4.5)), 0.055 * math.log2(max(1.0, params_per_token))
+    return round(min(read, borne, _MOST_DROPOUT), 3)
+
+
+def _temperature(epochs: float) -> float:
+    """Networks grow too sure of what they read often, by this much with the dropout above."""
+    return round(min(1.15, 1 + 0.04 * math.log2(max(1.0, epochs / 5))), 2)
+
+
+# Settings of the user under which another temperature may be right.
+_REGULARISATION = frozenset(("input_dropout", "layer_dropout", "output_dropout", "weight_dropout", "embed_dropout"))
 _VOCABULARIES = ((512, 200_000), (1024, 3_000_000), (2048, 30_000_000))
 MOST_EPOCHS = 100  # of a text; more of them teach nothing more, and a run ends early
 _PARAMS_PER_TOKEN = 18  # of text: 2 x 640 for a million characters
 _MOST_DROPOUT = 0.45
+_OFTEN = 12  # epochs from which on a run ends at a fifth of its rate, and averages weights over its last quarter
+_LR_FINAL, _LONG_AVERAGE = 0.2, 1 / 4
+_RARE = 50  # occurrences of an id on average
 _MOST_EPOCHS_WITHOUT_DEVELOPMENT = 60
 _WIDTHS = (128, *range(192, 1025, 64), 1280, 1536)
 # Tokens of text below, operations up to: 3e14 are about 20 minutes of two cores. Only short runs were swept so far.
@@ -131,9 +156,19 @@ def _params(hidden: int, vocab: int) -> int:
     return 16 * hidden * hidden + vocab * hidden
 
 
-def averaging(steps: float) -> float:
-    """Decay of the averaged weights that spans a twelfth of a run of so many steps."""
-    return round(min(0.999, max(0.9, 1 - 12 / steps)), 4)
+def averaging(steps: float, share: float = 1 / 12) -> float:
+    """Decay of the averaged weights that spans a share of a run of so many steps."""
+    return round(min(0.9999, max(0.9, 1 - 1 / (share * steps))), 4)
+
+
+def merge_dropout(epochs: float, tokens_per_id: float) -> float:
+    """The rate for a text that is read often, or whose tokens are seldom met.
+
+    Args:
+        epochs: passes over the text.
+        tokens_per_id: its length, over the size of the vocabulary.
+    """
+    return 0.1 if epochs > _OFTEN or (tokens_per_id < _RARE and epochs > _OFTEN / 4) else 0.0
 
 
 def most_held_out(seconds: float, peak: float) -> int:

@@ -256,7 +256,7 @@ class TrainConfig(Config):
     accumulate: int = option(1, "compute each step in this many portions of its lanes: less memory, the same result")
     jitter: float = option(0.25, "lengths vary by this share around the mean, in steps of 8 tokens")
     lr: float = option(7e-3, "peak learning rate of AdamW", planned=True)
-    lr_final: float = option(0.0, "learning rate at the end of the cosine, as a share of the peak")
+    lr_final: float = option(0.0, "learning rate at the end of the cosine, as a share of the peak", planned=True)
     warmup: float = option(0.03, "share of the steps over which the learning rate rises to its peak")
     beta1: float = option(0.9, "decay of AdamW's mean of gradients")
     beta2: float = option(0.999, "decay of AdamW's mean of squared gradients")
@@ -274,11 +274,12 @@ class TrainConfig(Config):
         "probability that a token falls back into the two it was merged from, anew at each pass; it falls to 0 at "
         "80 % of the steps (bpe, gpt2 and others with merges). A pass has more tokens then; --epochs does not count "
         "them",
+        planned=True,
     )
     calibration_temperature: float | None = option(
         None,
         "the model's logits are divided by this when training is over, and at each look: above 1 for one that is too "
-        "sure of itself; default: what suits the development part best, 1 without one",
+        "sure of itself; default: what suits the development part best; without one, 1 or what --minutes chooses",
     )
     precision: str = option(
         "fp32",

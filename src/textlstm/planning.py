@@ -51,7 +51,7 @@ class Plan:
         self._peak = planning_peak(device, precision)
         self.reasons: list[str] = []
         self.predicted: float | None = None
-        self._by_rule = True
+        self._by_rule = self._merges_fall = True
 
     @property
     def most_held_out(self) -> int:
@@ -78,6 +78,7 @@ class Plan:
             The text to learn from: without a development part, or a sample, if that was chosen.
         """
         fixed, chars, self._by_rule = dict(for_model), corpus.train.num_chars, not for_model
+        self._merges_fall = "merge_dropout" not in for_train
         proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed)
         sample = None
         if "sample_chars" not in for_corpus:
@@ -91,6 +92,7 @@ class Plan:
                 settings.setdefault(key, value)
         if not proposal.development and not for_corpus.keys() & {"dev_fraction", "max_dev_chars"}:
             corpus, for_corpus["dev_fraction"] = corpus.without_dev(), 0.0
+            for_train.setdefault("calibration_temperature", proposal.temperature)
         if sample is None:
             return corpus
         sampled = corpus.sampled(sample, for_corpus["sample_seed"])
@@ -129,12 +131,16 @@ class Plan:
         chars_per_token = len(head) / max(1, len(tokenizer.encode(head)))
         encoding = (time.perf_counter() - began) / max(1, len(head)) * corpus.train.num_chars
         train, per_step = self._measured(model, train)
+        temperature = train.calibration_temperature
         final, look, save = self._besides(model, corpus, tokenizer, chars_per_token)
         spacing = () if train.eval_every is None else (1 << 60, train.eval_every)
         fit = autopilot.steps_within(self._left - encoding, per_step, final, look, save, *spacing)
         tokens = int(corpus.train.num_chars / chars_per_token)
         passes = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
         train = train.replace(steps=min(fit, math.ceil(autopilot.MOST_EPOCHS * passes)))
+        if self._merges_fall and (tokenizer.parts() >= 0).any():
+            rate = autopilot.merge_dropout(train.steps / passes, tokens / model.vocab_size)
+            train = train.replace(merge_dropout=rate)
         tokens_read = train.steps * train.batch_size * train.seq_len
         if self._by_rule and tokenizer.kind == "bpe" and corpus.val.num_chars:
             hard = anchor_of(corpus, tokenizer, model.vocab_size)
@@ -148,7 +154,9 @@ class Plan:
             f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {train.steps / passes:.1f} "
             f"epochs: {train.batch_size * train.seq_len / per_step:,.0f} tokens/s measured",
             f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
-            f"{model.weight_dropout:g}, embedding dropout {model.embed_dropout:g}",
+            f"{model.weight_dropout:g}, embedding dropout {model.embed_dropout:g}"
+            + (f", merge dropout {train.merge_dropout:g}" if train.merge_dropout else "")
+            + ("" if temperature in (None, 1.0) else f"; logits divided by {temperature:g} at the end"),
         ]
         if train.steps < fit:
             self.reasons.append(
