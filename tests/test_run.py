@@ -27,7 +27,7 @@ from textlstm.corpus import Corpus, Document, Part, Tokens, read_corpus
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import ConfigError, CorpusError, Interrupted, RunError, UsageError
 from textlstm.model import Model
-from textlstm.model_file import read_model
+from textlstm.model_file import amend_card, read_model
 from textlstm.network import RecurrentLM
 from textlstm.novelty import CopyMeter
 from textlstm.run import Request, Result, train
@@ -302,6 +302,17 @@ def test_interrupted_and_resumed_run_is_the_same_run(finished, tmp_path, stops):
     )
     assert ours == theirs
     assert (folder / "samples.md").read_bytes() == (whole / "samples.md").read_bytes()
+
+
+def test_info_of_a_run_that_is_not_over(book, tmp_path, run):
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(request(book, folder), Watch((13,)))
+    assert f"step 10 of {STEPS}, not over" in run("info", folder).out
+    train(Request([], folder, resume=True))
+    amend_card(folder / "model.safetensors", {"step": 10})  # as if the development part had chosen these weights
+    told = run("info", folder).out
+    assert f"training  {STEPS} steps" in told and "not over" not in told
 
 
 def test_sigterm_has_its_own_exit_code(book, tmp_path):

@@ -164,8 +164,10 @@ def _origin(card: Mapping[str, Any]) -> str:
 
 
 def _training(card: Mapping[str, Any]) -> str:
-    """How a model was trained, in words."""
+    """How a model was trained, in words; its `step` is that of its weights, which may be the best of a longer run."""
     parts = [f"{card['steps']:,} steps"] if "steps" in card else []
+    if card.get("over") is False and card["step"] is not None:
+        parts = [f"step {card['step']:,} of {card['steps']:,}, not over"]
     if "seconds" in card:
         parts.append(f"{card['seconds'] / 60:.1f} minutes")
     return ", ".join([*parts, *([str(card["date"])] if "date" in card else [])])

@@ -447,6 +447,7 @@ class Run:
                 **({} if corpus.sampled_from is None else {"train_chars_sampled_from": corpus.sampled_from}),
             },
             "chosen_by": self._chosen_by(step),
+            "over": False,  # `_finished` writes the model once more
             **({} if asked is None else {CALIBRATION: asked}),
             "step": step,
             "steps": self.setup.train.steps,
@@ -522,7 +523,7 @@ class Run:
                     + " this score"
                 )
         scores = {**file.card["scores"], **({"val": val} if val else {})}
-        card = {**file.card, "scores": scores, "seconds": round(self.seconds, 3)}
+        card = {**file.card, "scores": scores, "seconds": round(self.seconds, 3), "over": True}
         statistics = measure(file, self.tokens.train)  # what `--learn` will go by
         write_model(self.folder / MODEL_FILE, file.config, file.tokenizer, file.weights, card, statistics=statistics)
         values: dict[str, Any] = {
