@@ -23,7 +23,7 @@ from rich.console import Console
 
 import textlstm
 from textlstm import autopilot, cli
-from textlstm.config import ModelConfig, TrainConfig
+from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.engine import writing_engine
 from textlstm.legacy import import_checkpoint
 from textlstm.model import Model
@@ -659,6 +659,25 @@ def test_options_reach_the_request(run, monkeypatch, tmp_path):
     assert request.settings == {"hidden_size": 9, "tie_embeddings": False, "val_chars": 5, "lr": 0.1, "seed": 3}
     assert request.init_from == "m" and request.resume and request.time_to_loss == 1.5 and request.minutes is None
     assert request.command.startswith("textlstm train a.txt b.txt --steps 7")
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "expected"),
+    [
+        ({"val_chars": 7}, [], {"val_chars": 7}),
+        ({"val": "few.txt", "val_chars": 7}, [], {"val": "few.txt"}),  # so that what an older run did is done again
+        ({"val_chars": 7}, ["--val-fraction", "0.2"], {"val_fraction": 0.2}),
+        ({}, ["--val-chars", "5"], {"val_chars": 5}),
+    ],
+)
+def test_a_configuration_holds_text_out_in_one_way(run, monkeypatch, tmp_path, stored, given, expected):
+    asked = []
+    monkeypatch.setattr("textlstm.cli.training._train", lambda request, quiet: asked.append(request) or sys.exit(0))
+    (tmp_path / "config.json").write_text(json.dumps({"corpus": CorpusConfig(**stored).to_dict()}))
+    run("train", "a.txt", "--config", "config.json", *given)
+    (request,) = asked
+    told = {name: request.settings.get(name) for name in ("val", "val_chars", "val_fraction")}
+    assert {name: value for name, value in told.items() if value is not None} == expected
 
 
 def test_every_text_is_shown_even_when_the_first_ends_last_and_on_nothing(model, run):

@@ -585,6 +585,9 @@ def test_out_must_be_new(book, tmp_path):
         ({"settings": {"hiden_size": 3}}, ConfigError, "hidden_size"), ({"steps": 0}, ConfigError, "steps"),
         ({"settings": {"tokenizer": "nope"}}, UsageError, "nope"), ({"init_from": "nowhere"}, UsageError, "nowhere"),
         ({"settings": {"lr": -1.0}}, ConfigError, "lr"), ({"settings": {"val_fraction": 1.5}}, ConfigError, "val"),
+        ({"settings": {"val": "few.txt", "val_chars": 100}}, UsageError, "one way to hold text out"),
+        ({"settings": {"val": "few.txt", "val_fraction": 0.2}}, UsageError, "--val, --val-chars or --val-fraction"),
+        ({"settings": {"val_chars": 0, "val_fraction": 0.1}}, UsageError, "one way to hold text out"),
     ],
 )  # fmt: skip
 def test_bad_requests_leave_no_folder(book, tmp_path, changes, error, told):

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from textlstm.errors import ConfigError
 
+HELD_OUT = ("val", "val_chars", "val_fraction")  # of CorpusConfig: the first that is set says what is held out
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # that the logits of a finished model may be divided by
 
 
@@ -121,6 +122,8 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path} is no configuration: it has no section {section!r} of settings")
         kind.from_dict(part)
         settings |= part
+    for name in [name for name in HELD_OUT if settings.get(name) is not None][1:]:
+        del settings[name]  # a run's file has every field, also those that did not count
     if not settings:
         raise ConfigError(f"{path} is no configuration: none of the sections corpus, model and train is in it")
     return settings

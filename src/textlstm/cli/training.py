@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from textlstm.config import DEVICES, PRESETS, CorpusConfig, ModelConfig, TrainConfig, read_settings
+from textlstm.config import DEVICES, HELD_OUT, PRESETS, CorpusConfig, ModelConfig, TrainConfig, read_settings
 
 if TYPE_CHECKING:
     from textlstm.run import Request
@@ -152,7 +152,8 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     settings |= given(TrainConfig, values)
     if steps is None and values["minutes"] is None and values["epochs"] is None:
         steps = stored.get("steps")
-    settings = {k: v for k, v in stored.items() if k != "steps"} | settings
+    beside = {"steps", *(HELD_OUT if settings.keys() & set(HELD_OUT) else ())}
+    settings = {k: v for k, v in stored.items() if k not in beside} | settings
     if values["workers"] is None:
         values["workers"] = min(8, os.cpu_count() or 1)
     processes, restarts = values.pop("processes"), values.pop("restarts")

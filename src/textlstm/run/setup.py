@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
+from textlstm.config import HELD_OUT, CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Rows, absolute
 from textlstm.errors import ConfigError, RunError, UsageError
 from textlstm.model_file import ModelFile
@@ -193,7 +193,10 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
     Raises:
         ConfigError: a setting of none of them.
+        UsageError: more than one that says what is held out.
     """
+    if sum(settings.get(name) is not None for name in HELD_OUT) > 1:
+        raise UsageError("name one way to hold text out: --val, --val-chars or --val-fraction")
     kinds = (CorpusConfig, ModelConfig, TrainConfig)
     unknown = [name for name in settings if not any(name in kind.__dataclass_fields__ for kind in kinds)]
     if unknown:
