@@ -616,6 +616,8 @@ def test_help_tells_what_minutes_plan():
         assert {field.name for field in dataclasses.fields(config) if field.metadata.get("planned")} == set(chosen)
     (option,) = (option for option in cli.cli.commands["train"].params if option.name == "hidden_size")
     assert option.help.endswith("[default: planned by --minutes, else 384]")
+    (option,) = (option for option in cli.cli.commands["train"].params if option.name == "max_val_chars")
+    assert option.help.endswith("[default: planned by --minutes, else 2000000]")
 
 
 def test_help_lists_all_commands(run):

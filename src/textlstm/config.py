@@ -225,7 +225,9 @@ class CorpusConfig(Config):
     val_fraction: float = option(0.1, "share of the text, cut from its end, that is held out for the final score")
     val_chars: int | None = option(None, "hold out exactly this many characters instead")
     val: str | None = option(None, "hold out the text of this file instead")
-    max_val_chars: int = option(2_000_000, "hold out at most this many characters, however long the text")
+    max_val_chars: int = option(
+        2_000_000, "hold out at most this many characters, however long the text", planned=True
+    )
     max_dev_chars: int = option(500_000, "let at most this many characters pick the best weights")
     dev_fraction: float = option(
         0.05, "share of the training text, cut from its end, that picks the best weights; 0 keeps the last"

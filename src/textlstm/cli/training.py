@@ -121,7 +121,7 @@ def _train(request: Any, quiet: bool) -> Any:
 @machine_option(
     "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
 )
-@options_of(CorpusConfig)
+@options_of(CorpusConfig, planned="planned by --minutes, else {default}")
 @options_of(ModelConfig, skip=["boundary"], planned="planned by --minutes, else {default}")
 @options_of(TrainConfig, skip=["steps"], planned="planned by --minutes, else {default}")
 @common_options
