@@ -562,7 +562,8 @@ def test_odd_requests(site):
     assert site.request("HEAD", "/v1/completions")[0] == 405 and site.request("HEAD", "/nowhere")[0] == 404
     assert error(site.get("/nowhere", 404))["type"] == "not_found_error"
     status, headers, content = site.request("GET", "/v1/completions")
-    assert status == 405 and headers["allow"] == "POST" and error(content)
+    assert status == 405 and headers["allow"] == "POST"
+    assert error(content)["message"] == "GET is not taken here; use POST"
     status, _, content = site.request("POST", "/v1/completions", raw=b"{}", headers={"content-type": "text/plain"})
     assert status == 415 and error(content)
     for path in ("//evil.com", "/..%2f..%2fetc/passwd", "/page/..%2fapp.py", "/page/%00", "/v1/models/%2e%2e"):

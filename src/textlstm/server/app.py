@@ -149,7 +149,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        allowed = (error.headers or {}).get("allow")
+        allowed = (error.headers or {}).get("Allow")
         known = {
             404: "there is nothing here; GET /openapi.json lists what there is",
             405: f"{request.method} is not taken here; use {allowed}",
