@@ -509,6 +509,19 @@ def test_an_unknown_model_is_told_apart_from_ones_own(run, tmp_path, monkeypatch
     assert "did you mean 'shakespeare'" in run("info", "shakspeare").err
 
 
+def test_folders_without_a_model_are_told_apart(run, tmp_path):
+    run("export", "names", "--to", "onnx", tmp_path / "graphs")
+    for name, config in (("run", {"version": 1, "sources": ["a.txt"]}), ("foreign", {"model_type": "gpt2"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    (tmp_path / "notes").mkdir()
+    assert "a run writes it at its first look" in run("info", "run").err
+    assert "it is an export to ONNX" in run("generate", "graphs").err
+    for name in ("foreign", "notes"):
+        done = run("info", name)
+        assert done.code == 2 and "no model.safetensors in it; name a model file or the folder of a run" in done.err
+
+
 def test_models_json(run):
     report = run("models", "--json").json
     assert list(report) == ["models"]

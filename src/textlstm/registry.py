@@ -44,7 +44,7 @@ def find_model(name: str | Path) -> Path:
     if path.is_dir():
         if (path / MODEL_FILE).is_file():
             return path / MODEL_FILE
-        raise UsageError(f"the folder {str(name)!r} has no {MODEL_FILE} in it; a run writes it at its first look")
+        raise UsageError(f"the folder {str(name)!r} has no {MODEL_FILE} in it; {_without_model(path)}")
     shipped = shipped_models()
     if (stem := str(name).removesuffix(".safetensors")) in shipped:
         return shipped[stem]
@@ -55,6 +55,17 @@ def find_model(name: str | Path) -> Path:
     if own and not near:
         hint += f"; yours are {', '.join(own[:_MOST_NAMED])}{', ...' if len(own) > _MOST_NAMED else ''}"
     raise UsageError(f"there is no model {str(name)!r}; {hint}")
+
+
+def _without_model(folder: Path) -> str:
+    """What a folder without a model file is, and what to do, in words."""
+    if (folder / "step.onnx").is_file():
+        return "it is an export to ONNX, for programs that run ONNX graphs: name the model that it was made of"
+    try:
+        begun = "sources" in json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        begun = False
+    return "a run writes it at its first look" if begun else "name a model file or the folder of a run"
 
 
 def training_text(model: Path) -> tuple[list[str], CorpusConfig] | None:
