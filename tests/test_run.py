@@ -273,7 +273,9 @@ def test_resume_of_a_complete_run_returns_its_result(finished):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     view = Watch()
     again = train(Request([], folder, resume=True), view)
-    assert again == result and view.steps == [] and "complete" in view.notices[0]
+    assert again == result and view.steps == []
+    (told,) = view.notices
+    assert "complete" in told and told.endswith(f"textlstm train TEXT --init-from {folder}")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert train(request(book, folder, resume=True)) == result
 
@@ -385,7 +387,7 @@ def test_resume_with_changed_text_is_refused(book, stopped):
 
 def test_resume_with_changed_settings_is_refused(book, stopped):
     for changed in ({"lr": 2e-2}, {"hidden_size": 32}, {"val_fraction": 0.2}, {"seed": 1}):
-        with pytest.raises(RunError, match=f"other settings.*{next(iter(changed))}"):
+        with pytest.raises(RunError, match=f"other settings.*{next(iter(changed))}.*leave them out, or begin anew$"):
             train(request(book, stopped, resume=True, settings=changed))
     with pytest.raises(RunError, match="steps: 24 there, 30 asked"):
         train(request(book, stopped, 30, resume=True))
@@ -401,8 +403,14 @@ def test_resume_with_changed_settings_is_refused(book, stopped):
 )  # fmt: skip
 def test_a_complete_run_is_not_taken_for_another(finished, changed, told):
     book, folder, _, _ = finished
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=f"{told}.*; it is complete; .*train TEXT --init-from {folder}$"):
         train(request(book, folder, resume=True, **changed))
+
+
+def test_another_text_for_a_complete_run(finished, tmp_path):
+    _, folder, _, _ = finished
+    with pytest.raises(RunError, match=rf"not .*other\.txt; it is complete; .*train TEXT --init-from {folder}$"):
+        train(request(tmp_path / "other.txt", folder, resume=True))
 
 
 def test_a_vocabulary_that_the_text_could_not_fill(book, tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -89,10 +90,11 @@ def _train(request: Request, view: View, started: float, group: Group) -> Result
     resumed = request.resume and (folder / "config.json").exists()
     if resumed:
         setup = Setup.read(folder / "config.json")
-        check_same(setup, request, folder)
         done = finished_result(folder) if request.resume_step is None else None
+        onward = f"train on from it with: textlstm train TEXT --init-from {shlex.quote(str(folder))}"
+        check_same(setup, request, folder, None if done is None else f"it is complete; {onward}")
         if done is not None:
-            view.notice(f"{folder} is complete; nothing is left to do")
+            view.notice(f"{folder} is complete; nothing is left to do; {onward}")
             group.share(json.dumps({"result": done.to_dict()}).encode())
             return done
         with alone_in(folder):

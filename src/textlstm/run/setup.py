@@ -240,8 +240,17 @@ def minutes_of(request: Request, preset: Mapping[str, Mapping[str, Any]]) -> flo
     return DEFAULT_MINUTES if request.minutes is None else request.minutes
 
 
-def check_same(setup: Setup, request: Request, folder: Path) -> None:
-    """Sees that a request to go on asks nothing that the run was not begun with; repeating the command is fine."""
+def check_same(setup: Setup, request: Request, folder: Path, instead: str | None = None) -> None:
+    """Sees that a request to go on asks nothing that the run was not begun with; repeating the command is fine.
+
+    Args:
+        setup, folder: of the run.
+        request: to go on with it.
+        instead: what to do otherwise, in words, where the run cannot go on.
+
+    Raises:
+        RunError: something else is asked.
+    """
     stored = setup.corpus.to_dict() | setup.model.to_dict() | setup.train.to_dict()
     stored |= {"init_from": setup.init_from, **setup.asked}
     asked = dict(request.settings) | asked_of(request)
@@ -255,9 +264,9 @@ def check_same(setup: Setup, request: Request, folder: Path) -> None:
             asked[key] = found_anywhere(asked[key])
     different = [f"{k}: {stored.get(k)!r} there, {v!r} asked" for k, v in asked.items() if stored.get(k) != v]
     if different:
-        raise RunError(
-            f"{folder} was begun with other settings ({'; '.join(different)}); leave them out, or begin anew"
-        )
+        otherwise = "leave them out, or begin anew" if instead is None else instead
+        raise RunError(f"{folder} was begun with other settings ({'; '.join(different)}); {otherwise}")
     sources = [absolute(str(source)) for source in request.sources]
     if sources and sources != list(setup.sources):
-        raise RunError(f"{folder} was begun with {' '.join(setup.sources)}, not {' '.join(sources)}")
+        otherwise = "" if instead is None else f"; {instead}"
+        raise RunError(f"{folder} was begun with {' '.join(setup.sources)}, not {' '.join(sources)}{otherwise}")
