@@ -866,7 +866,17 @@ def test_what_cannot_be_written_is_called_as_it_was_asked_for(run, tmp_path):
     (tmp_path / "in").write_text("Thomas\n")
     for name in ("--csv", "--html"):
         done = run("score", "names", "in", name, ".")
-        assert done.code == 2 and f"Invalid value for {name}: . is a folder" in done.err
+        assert done.code == 2 and f"Invalid value for {name}: . is a folder; name a file" in done.err
+        done = run("score", "names", "in", name, "no/out")
+        assert done.code == 2 and f"Invalid value for {name}: there is no folder no" in done.err
+
+
+@pytest.mark.parametrize("command", [["score", "--csv", "o", "--html"], ["inspect", "--html", "o", "--png"]])
+def test_two_results_do_not_go_into_one_file(run, tmp_path, command):
+    (tmp_path / "in").write_text("Thomas\n" * 100)
+    done = run(command[0], "names", "in", *command[1:], "./o")
+    assert done.code == 2 and f"for {command[3]}: o is the same file as {command[1]}" in done.err
+    assert not (tmp_path / "o").exists()
 
 
 def test_damage_on_the_command_line(run, tmp_path):

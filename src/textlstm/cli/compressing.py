@@ -140,8 +140,10 @@ def check_out(source: str, out: str, as_json: bool, name: str = "OUT") -> None:
         raise click.BadParameter("is the same file as IN", param_hint=name)
     elif Path(out).exists() and not Path(out).is_dir() and (not Path(out).is_file() or out.startswith(_OPEN)):
         raise click.BadParameter(f"{out} is no file that could be replaced", param_hint=name)
-    elif Path(out).is_dir() or not Path(out).parent.is_dir():
-        raise click.BadParameter(f"{out} is a folder, or lies in none that exists", param_hint=name)
+    elif Path(out).is_dir():
+        raise click.BadParameter(f"{out} is a folder; name a file in it", param_hint=name)
+    elif not Path(out).parent.is_dir():
+        raise click.BadParameter(f"there is no folder {Path(out).parent}; make it, or name another", param_hint=name)
 
 
 def _ask_to_replace(out: str, force: bool) -> None:

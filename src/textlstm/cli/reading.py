@@ -144,9 +144,12 @@ def _lanes_protocol(protocol: str, lanes: int, context: str | None) -> str:
 
 
 def _check_outs(**outs: Path | None) -> None:
+    named: dict[Path, str] = {}
     for name, out in outs.items():
         if out is not None:
             check_out("-", str(out), False, f"--{name}")
+            if (other := named.setdefault(out.resolve(), name)) != name:
+                raise click.BadParameter(f"{out} is the same file as --{other}", param_hint=f"--{name}")
 
 
 @click.command(short_help="Look inside: cells, gates, memory, surprise.")
