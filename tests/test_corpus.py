@@ -159,7 +159,10 @@ def test_marked_utf16_and_utf32_are_decoded_with_a_notice(tmp_path, encoding):
     assert encoding[:6].upper() in said[0]
 
 
-@pytest.mark.parametrize("language", ["Plain words.\n", "Größe ist nicht alles.\n", "Съешь ещё этих мягких булок\n"])
+@pytest.mark.parametrize(
+    "language",
+    ["Plain words.\n", "Größe ist nicht alles.\n", "Съешь ещё этих мягких булок\n", "天地 玄黄 宇宙 洪荒\n"],
+)
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 def test_unmarked_utf16_and_utf32_are_named(tmp_path, encoding, language):
     text, (_, width, order) = language * 40, encoding.split("-")
@@ -174,8 +177,12 @@ def test_unmarked_utf16_and_utf32_are_named(tmp_path, encoding, language):
 
 
 @pytest.mark.parametrize(
-    "text", [LONG + "\0", "\0" * 500, "a line\0another\0" * 50, "\0", "abc\0", "ab\0\0", "one.txt\0three.txt\0"]
-)
+    "text",
+    [
+        LONG + "\0", "\0" * 500, "a line\0another\0" * 50, "\0", "abc\0", "ab\0\0", "one.txt\0three.txt\0",
+        "hello\0world\n" * 400, "hell\0worlds\n" * 400, "é\0-\0—:" * 600, "12\0 4567 12\n" * 300,
+    ],
+)  # fmt: skip
 def test_a_utf8_text_may_have_nuls(tmp_path, text):
     (document,) = read_sources([str(write(tmp_path / "a.txt", text))], EXACT, print).documents
     assert document.text == text

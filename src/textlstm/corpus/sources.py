@@ -354,6 +354,8 @@ def _refuse_unmarked(name: str, sample: bytes) -> None:
     nuls = [sample[place::4].count(0) for place in range(4)]
     if sum(nuls) < _NULS:  # a few stand somewhere by chance
         return
+    if _is_text_with_nuls(sample):
+        return
     even, odd, quarter = nuls[0] + nuls[2], nuls[1] + nuls[3], len(sample) // 4
     if quarter and nuls[3] >= quarter and nuls[2] > nuls[0]:  # no code point needs the highest byte
         kind = "32", "LE", "little"
@@ -371,6 +373,19 @@ def _refuse_unmarked(name: str, sample: bytes) -> None:
         f"utf-{width}-{order.lower()} or convert it (iconv -f UTF-{width}{order} -t UTF-8), or take the file byte for "
         "byte with --encoding bytes"
     )
+
+
+def _is_text_with_nuls(sample: bytes) -> bool:
+    """Whether bytes are a UTF-8 text that has NULs in it.
+
+    UTF-16 of an alphabet is UTF-8 too, but of its pairs of bytes nearly each has one below 32, at the same place.
+    """
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)  # its last character may be cut
+    except UnicodeDecodeError:
+        return False
+    low = [sum(byte < 32 for byte in sample[place::2]) for place in range(2)]
+    return max(low) < 3 / 4 * (len(sample) / 2)
 
 
 def _records(path: Path, texts: Iterator[str], config: CorpusConfig) -> Iterator[Piece]:
