@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -220,6 +221,15 @@ def test_file_of_the_shipped_model_is_its_score(sonnet):
         assert done.method == "model" and len(done.data) * 8 <= score.nats / math.log(2) * 1.0005 + 8 * 20
         assert len(done.data) * 8 >= score.nats / math.log(2)
         assert model.decompress(done.data) == sonnet
+
+
+@pytest.mark.parametrize("size", [100, 600])
+def test_header_is_as_long_as_the_help_says(size, sonnet):
+    text, model = sonnet.decode()[:size], Model.load("shakespeare", "int8")
+    least, most = map(int, re.search(r"header of (\d+) to (\d+) bytes", cli.cli.commands["compress"].help).groups())
+    done = model.compress(text.encode())
+    header = len(done.data) - model.score(text).nats / math.log(2) / 8
+    assert done.method == "model" and least - 0.5 <= header <= most + 1  # the code ends with a whole byte
 
 
 @pytest.fixture(scope="module")

@@ -37,10 +37,11 @@ def compress_(
 ) -> None:  # fmt: skip
     """Compress the file IN with MODEL into OUT; '-' is standard input or output.
 
-    The size of the file is the score: times eight, it is the bits of `score` (with --lanes N, of `score --lanes N`).
-    What the model does not help with, such as pictures, is stored as it is or by LZMA. Who decompresses needs the
-    same model; the machine may be another, since int8 gives the same numbers on each. It goes by blocks of a megabyte
-    (or 64 kB for each lane, if that is more), so that a file may be larger than memory.
+    The size of the file is the score: behind a header of 17 to 19 bytes (some more with --learn), times eight, it is
+    the bits of `score` (with --lanes N, of `score --lanes N`). What the model does not help with, such as pictures, is
+    stored as it is or by LZMA. Who decompresses needs the same model; the machine may be another, since int8 gives the
+    same numbers on each. It goes by blocks of a megabyte (or 64 kB for each lane, if that is more), so that a file may
+    be larger than memory.
 
     With --learn the model learns from what it has coded: smaller and slower, for decompress too, and only the same
     machine with the same versions is sure to give the file back. The file says how it was written. Memories take about
