@@ -307,8 +307,19 @@ def test_settings_of_a_file(tmp_path):
         path.write_text(content)
         with pytest.raises(ConfigError):
             read_settings(path)
-    with pytest.raises(ConfigError, match="no-such"):
+    with pytest.raises(ConfigError, match=r"no-such\.json cannot be read: No such file or directory; take the best"):
         read_settings(tmp_path / "no-such.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [("", "is empty"), (" \n", "is empty"), ('{"event": "step"}\n{}\n', "is no configuration")]
+)
+def test_a_file_of_something_else_is_named_without_the_words_of_a_parser(tmp_path, content, told):
+    path = tmp_path / "log.jsonl"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=rf"log\.jsonl {told}.*config\.json of a run") as caught:
+        read_settings(path)
+    assert "char " not in str(caught.value)
 
 
 def test_a_runs_own_config_trains_it_again(book, run):

@@ -111,10 +111,16 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, or one with something else in it.
     """
+    wanted = "take the best.json of a search or the config.json of a run"
     try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+        data = path.read_bytes()
+        if not data.strip():
+            raise ConfigError(f"{path} is empty, and no configuration; {wanted}")
+        values = json.loads(data)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; {wanted}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no configuration, which is one JSON object; {wanted}") from error
     settings: dict[str, Any] = {}
     for section, kind in (("corpus", CorpusConfig), ("model", ModelConfig), ("train", TrainConfig)):
         part = values.get(section, {}) if isinstance(values, dict) else None
