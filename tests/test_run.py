@@ -314,6 +314,7 @@ def test_info_of_a_run_that_is_not_over(book, tmp_path, run):
     train(Request([], folder, resume=True))
     amend_card(folder / "model.safetensors", {"step": 10})  # as if the development part had chosen these weights
     told = run("info", folder).out
+    assert "book.txt, the user's own text, 17,100 characters\n" in told  # of an unknown licence
     assert f"training  {STEPS} steps" in told and "not over" not in told
 
 

@@ -157,7 +157,8 @@ def _told(describe: Callable[[Mapping[str, Any]], str], card: Mapping[str, Any])
 def _origin(card: Mapping[str, Any]) -> str:
     """The text that a model was trained on, in words; "" if its card does not say."""
     corpus, split = card.get("corpus", {}), card.get("split", {})
-    parts = [corpus.get("name"), corpus.get("source"), corpus.get("licence")]
+    licence = corpus.get("licence")
+    parts = [corpus.get("name"), corpus.get("source"), None if licence == "unknown" else licence]
     if "train_chars" in split:
         parts.append(f"{split['train_chars']:,} characters")
     return ", ".join(str(part) for part in parts if part) or str(card.get("imported_from", ""))
