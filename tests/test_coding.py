@@ -755,7 +755,10 @@ def test_commands_round_trip(run, small, tmp_path, sonnet):
     report = json.loads(done.out.splitlines()[-1])
     size = (tmp_path / "out.tlz").stat().st_size
     assert done.code == 0 and report["compressed_bytes"] == size and report["bytes"] == len(sonnet)
-    assert run("decompress", "out.tlz", "back").code == 0  # the model is found by its identity
+    done = run("decompress", "out.tlz", "back")  # the model is found by its identity
+    assert done.code == 0 and f"{size:,} bytes -> {len(sonnet):,}" in done.err.splitlines()
+    assert not run("decompress", "out.tlz", "back", "--quiet").err
+    assert " bytes -> " not in run("decompress", "out.tlz", "back", "--json").err
     assert (tmp_path / "back").read_bytes() == sonnet
     assert run("decompress", "out.tlz", "-").out == sonnet
     piped = run("compress", "shakespeare", "-", "-", "--lanes", "8", stdin=sonnet)
@@ -879,6 +882,17 @@ def test_what_cannot_be_written_is_called_as_it_was_asked_for(run, tmp_path):
         assert done.code == 2 and f"Invalid value for {name}: . is a folder; name a file" in done.err
         done = run("score", "names", "in", name, "no/out")
         assert done.code == 2 and f"Invalid value for {name}: there is no folder no" in done.err
+
+
+@pytest.mark.parametrize("command", [["score", "--csv", "--html"], ["inspect", "--html"]])
+def test_what_was_written_is_told(run, tmp_path, command):
+    (tmp_path / "in").write_text("Thomas Miller\nAnna Smith\n" * 12)
+    outs = [word for option in command[1:] for word in (option, f"out{option}")]
+    done = run(command[0], "names", "in", *outs)
+    sizes = [f"{name}: {(tmp_path / name).stat().st_size:,} bytes" for name in outs[1::2]]
+    assert done.code == 0 and done.err.splitlines()[-len(sizes) :] == sizes
+    for wish in ("--quiet", "--json"):
+        assert not set(sizes) & set(run(command[0], "names", "in", *outs, wish).err.splitlines())
 
 
 @pytest.mark.parametrize("command", [["score", "--csv", "o", "--html"], ["inspect", "--html", "o", "--png"]])

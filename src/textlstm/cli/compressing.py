@@ -130,6 +130,8 @@ def decompress_(
     if as_json:
         seconds = time.perf_counter() - started
         print_json({"compressed_bytes": done.compressed_bytes, "bytes": done.bytes, "seconds": seconds})
+    else:
+        notice_of(quiet)(f"{done.compressed_bytes:,} bytes -> {done.bytes:,}")
 
 
 def check_out(source: str, out: str, as_json: bool, name: str = "OUT") -> None:

@@ -118,6 +118,7 @@ def score(
         show(report, output(), lines=lines)
     for name, one in novelty:
         click.echo(f"{name}: {copied_line(one)}")
+    _tell_written(quiet, csv, html)
 
 
 def _by_file(source: str, documents: Iterable[Document]) -> list[tuple[str, list[str]]]:
@@ -150,6 +151,12 @@ def _check_outs(**outs: Path | None) -> None:
             check_out("-", str(out), False, f"--{name}")
             if (other := named.setdefault(out.resolve(), name)) != name:
                 raise click.BadParameter(f"{out} is the same file as --{other}", param_hint=f"--{name}")
+
+
+def _tell_written(quiet: bool, *outs: Path | None) -> None:
+    for out in outs:
+        if out is not None:
+            notice_of(quiet)(f"{out}: {out.stat().st_size:,} bytes")
 
 
 @click.command(short_help="Look inside: cells, gates, memory, surprise.")
@@ -209,6 +216,7 @@ def inspect(
     else:
         click.echo(title)
         show(found, colour, output())
+        _tell_written(quiet, html, png)
 
 
 def _own_texts(loaded: Any, name: str, chars: int, notice: Callable[[str], None]) -> tuple[str, str, str | None]:
