@@ -119,6 +119,7 @@ def show_model(report: Mapping[str, Any], name: str) -> None:
         "tokenizer": f"{tokenizer['kind']}, {tokenizer['ids']:,} ids"
         + (", and one for the document boundary" if config["boundary"] else ""),
         "text": _told(_origin, card),
+        "began from": _told(_beginning, card),
         "training": _told(_training, card),
         "score": _told(_score, card),
         "calibration": _told(_calibration, card),
@@ -162,6 +163,16 @@ def _origin(card: Mapping[str, Any]) -> str:
     if "train_chars" in split:
         parts.append(f"{split['train_chars']:,} characters")
     return ", ".join(str(part) for part in parts if part) or str(card.get("imported_from", ""))
+
+
+def _beginning(card: Mapping[str, Any]) -> str:
+    """The model that a model began from, that which this one began from, and so on, in words; "" for none."""
+    told = []
+    while (card := card.get("began_from", {})) != {}:
+        text = card.get("corpus", {}).get("name", "an unknown text")
+        length = f" ({card['train_chars']:,} characters)" if "train_chars" in card else ""
+        told.append(f"{card['name']}, which learnt {text}{length}")
+    return " and began from ".join(told)
 
 
 def _training(card: Mapping[str, Any]) -> str:

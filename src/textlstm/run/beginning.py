@@ -20,6 +20,7 @@ from textlstm.files import write_atomically
 from textlstm.model_file import ModelFile, read_model
 from textlstm.planning import Plan
 from textlstm.registry import MODEL_FILE, find_model
+from textlstm.run.card import began_from
 from textlstm.run.setup import (
     Request,
     Setup,
@@ -107,6 +108,7 @@ def begin(
         None if initial is None else initial.sha256,
         asked_of(request) | ({} if minutes is None else {"minutes": minutes}),
         None if plan is None else plan.predicted,
+        None if initial is None else began_from(str(request.init_from), initial),
     )
     return setup, corpus, tokenizer, device
 

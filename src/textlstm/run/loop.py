@@ -446,6 +446,7 @@ class Run:
                 "val_chars": corpus.val.num_chars,
                 **({} if corpus.sampled_from is None else {"train_chars_sampled_from": corpus.sampled_from}),
             },
+            **({} if self.setup.began_from is None else {"began_from": dict(self.setup.began_from)}),
             "chosen_by": self._chosen_by(step),
             "over": False,  # `_finished` writes the model once more
             **({} if asked is None else {CALIBRATION: asked}),

@@ -100,6 +100,7 @@ class Setup:
         init_from, init_sha256: the model begun from, and the hash of its tensors.
         asked: the lengths, preset and target that were asked for, those of them that were.
         predicted: nats per character of the held-out text that `--minutes` expects; None where it cannot tell.
+        began_from: what the card tells of the model begun from, which may be gone when the run is resumed.
     """
 
     sources: Sequence[str]
@@ -112,6 +113,7 @@ class Setup:
     init_sha256: str | None
     asked: Mapping[str, Any]
     predicted: float | None = None
+    began_from: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -127,6 +129,7 @@ class Setup:
             "init_sha256": self.init_sha256,
             "asked": dict(self.asked),
             "predicted": self.predicted,
+            "began_from": None if self.began_from is None else dict(self.began_from),
         }
 
     @classmethod
@@ -143,6 +146,7 @@ class Setup:
             values.get("init_sha256"),
             dict(values.get("asked", {})),
             values.get("predicted"),
+            values.get("began_from"),
         )
 
     @classmethod
