@@ -68,6 +68,7 @@ def test_alone_it_names_the_demo(run):
         (["train", "broken", "--restarts", "1"], 2, "goes with --processes (2 or more) or --host"),
         (["nothing"], 2, "nothing"), (["compress", "{}", "broken", "-"], 2, "would mix"),
         (["generate", "{}", "--choices", ""], 2, "to choose from"),
+        (["generate", "{}", "It", "was", "dark"], 2, "needs quotation marks: 'It was dark'"),
     ],
 )  # fmt: skip
 def test_a_command_that_fails_says_so_in_json(run, model, tmp_path, arguments, code, problem):

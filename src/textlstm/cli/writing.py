@@ -7,19 +7,19 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from textlstm.cli.copying import copied_line, index_of, suffix_index
-from textlstm.cli.options import common_options, given, learner_of, learning_options, options_of, print_json
+from textlstm.cli.options import common_options, given, learner_of, learning_options, options_of, print_json, quoted
 from textlstm.config import ENGINES, LearnConfig, PatternConfig, SamplingConfig
 
 
 @click.command(short_help="Write with a model.")
 @click.argument("model")
-@click.argument("prompt", default="")
+@click.argument("words", metavar="[PROMPT]", nargs=-1)
 @click.option("--max-tokens", type=int, help="End after this many tokens.  [default: 500]")
 @click.option("--max-chars", type=int, help="End after this many characters.")
 @click.option("--stop", multiple=True, help="End before this string; may be given several times.")
@@ -55,7 +55,7 @@ from textlstm.config import ENGINES, LearnConfig, PatternConfig, SamplingConfig
 @learning_options("what you type", when="with --interactive: ")
 @click.option("--best-of", type=int, help="Write this many texts and keep the likeliest, by the mean over its tokens.")
 @common_options
-def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any) -> None:
+def generate(model: str, words: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) -> None:
     """Write with MODEL, a model file, a run folder or a model that ships; PROMPT is continued ('-' reads it).
 
     \b
@@ -80,7 +80,7 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
     stops = tuple(stop.replace("\\n", "\n") for stop in values["stop"])
     ends = {"stop": stops, **{name: values[name] for name in ("max_tokens", "max_chars", "stop_at_end")}}
     limits = Limits(**ends)
-    prompt = _prompt(prompt)
+    prompt = _prompt(words)
     seed = int.from_bytes(os.urandom(4), "little") if values["seed"] is None else values["seed"]
     if values["learn"] and not values["interactive"]:
         raise click.BadParameter("goes with --interactive: it learns from what you type", param_hint="--learn")
@@ -139,8 +139,11 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **values: Any)
             click.echo(copied_line(one), err=True)
 
 
-def _prompt(given: str) -> str:
-    """The prompt itself, or standard input for "-"; bytes that are no text would come out as others."""
+def _prompt(words: Sequence[str]) -> str:
+    """The one word that there may be, or standard input for "-"; bytes that are no text would come out as others."""
+    if len(words) > 1:
+        raise click.UsageError(f"a prompt of several words needs quotation marks: {quoted(' '.join(words))}")
+    given = "".join(words)
     data, what = (sys.stdin.buffer.read(), "standard input") if given == "-" else (os.fsencode(given), "PROMPT")
     try:
         return data.decode()
