@@ -607,6 +607,17 @@ def test_help_has_an_example(run, name):
     assert f"  textlstm {name}" in run(name, "--help").out
 
 
+def test_examples_use_the_runs_that_examples_make(run):
+    """A run folder is called as the text of a `train` before it: what is copied in order works."""
+    readme = Path(__file__).parent.parent / "README.md"
+    for text in (
+        readme.read_text(encoding="utf-8"),
+        run().out + "".join(run(name, "--help").out for name in COMMANDS),
+    ):
+        used, made = set(re.findall(r"runs/([\w-]+)-\d", text)), set(re.findall(r"textlstm train ([\w-]+)\.txt", text))
+        assert used and used <= made, used - made
+
+
 def test_help_of_train_has_headings(run):
     out = run("train", "--help").out
     places = [

@@ -26,8 +26,8 @@ from textlstm.errors import TextLSTMError
 SHORT_HELP = """textlstm trains a language model on your own text in minutes, and writes with it.
 
   textlstm demo                                watch it learn Shakespeare, then read what it writes
-  textlstm train my-text.txt --minutes 5       train on your own text
-  textlstm generate runs/my-text-1 "Once"      write with it
+  textlstm train my-novel.txt --minutes 5      train on your own text
+  textlstm generate runs/my-novel-1 "Once"     write with it
   textlstm generate shakespeare                write with a model that ships
 
 textlstm --help lists everything.
@@ -56,8 +56,8 @@ def cli(context: click.Context) -> None:
 
     \b
     textlstm demo                              watch it learn, then read what it writes
-    textlstm train my-text.txt --minutes 5     train on your own text
-    textlstm generate runs/my-text-1 "Once"    write with it
+    textlstm train my-novel.txt --minutes 5    train on your own text
+    textlstm generate runs/my-novel-1 "Once"   write with it
     textlstm COMMAND --help                    every option, with examples
     """
     if context.invoked_subcommand is None:

@@ -49,9 +49,9 @@ def compress_(
 
     \b
     textlstm compress shakespeare sonnets.txt sonnets.tlz
-    textlstm compress runs/my-text-1 chapter.txt chapter.tlz --lanes 16
-    textlstm compress runs/my-text-1 chapter.txt chapter.tlz --learn
-    cat chapter.txt | textlstm compress runs/my-text-1 - - > chapter.tlz
+    textlstm compress runs/my-novel-1 chapter.txt chapter.tlz --lanes 16
+    textlstm compress runs/my-novel-1 chapter.txt chapter.tlz --learn
+    cat chapter.txt | textlstm compress runs/my-novel-1 - - > chapter.tlz
     """
     from textlstm.model import Model
     from textlstm.report import ScoreView
@@ -98,8 +98,8 @@ def decompress_(
 
     \b
     textlstm decompress sonnets.tlz sonnets.txt
-    textlstm decompress chapter.tlz chapter.txt --model runs/my-text-1
-    textlstm decompress huge.tlz - --model runs/my-text-1 | wc
+    textlstm decompress chapter.tlz chapter.txt --model runs/my-novel-1
+    textlstm decompress huge.tlz - --model runs/my-novel-1 | wc
     """
     from dataclasses import replace
 

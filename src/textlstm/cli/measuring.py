@@ -93,7 +93,7 @@ def bench_serve(
 
     \b
     textlstm bench serve
-    textlstm bench serve runs/my-text-1 --streams 1,64 --seconds 10 --json
+    textlstm bench serve runs/my-novel-1 --streams 1,64 --seconds 10 --json
     textlstm bench serve --url http://127.0.0.1:8000 --plot load.svg
     """
     from textlstm.api import require_serve
@@ -155,7 +155,7 @@ def bench_quality(
 
     \b
     textlstm bench quality shakespeare
-    textlstm bench quality runs/my-text-1 --protocols stream,stream+learn --write
+    textlstm bench quality runs/my-novel-1 --protocols stream,stream+learn --write
     textlstm bench quality shakespeare sonnet.txt letter.txt --unit bits/byte --json
     """
     from textlstm.api import require_torch

@@ -65,9 +65,9 @@ def score(
 
     \b
     textlstm score shakespeare my-sonnet.txt
-    textlstm score runs/my-text-1 other.txt --protocol cold-256 --json
+    textlstm score runs/my-novel-1 other.txt --protocol cold-256 --json
     textlstm score shakespeare my-sonnet.txt --report --html report.html --csv lines.csv
-    textlstm score runs/my-text-1 chapter.txt --learn
+    textlstm score runs/my-novel-1 chapter.txt --learn
     """
     from textlstm import metrics
     from textlstm.corpus import read_sources, source_title
@@ -181,7 +181,7 @@ def inspect(
     \b
     textlstm inspect shakespeare
     textlstm inspect shakespeare my-play.txt --html inside.html
-    textlstm inspect runs/my-text-1 my-text.txt --held-out other.txt --colour c1.204
+    textlstm inspect runs/my-novel-1 my-novel.txt --held-out other.txt --colour c1.204
     """
     from textlstm.corpus import read_sources
     from textlstm.inspection.show import blank_figure, place_of, show, write_html, write_png

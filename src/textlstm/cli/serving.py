@@ -44,7 +44,7 @@ def serve(
 
     \b
     textlstm serve shakespeare                           then open http://127.0.0.1:8000
-    textlstm serve runs/my-text-1 bard=shakespeare --port 9000
+    textlstm serve runs/my-novel-1 bard=shakespeare --port 9000
     TEXTLSTM_API_KEY=secret textlstm serve shakespeare --host 0.0.0.0
     """
     from textlstm.api import require_serve

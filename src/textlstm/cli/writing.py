@@ -60,7 +60,7 @@ def generate(model: str, words: tuple[str, ...], as_json: bool, quiet: bool, **v
 
     \b
     textlstm generate shakespeare
-    textlstm generate runs/my-text-1 "Once upon a time" --max-chars 400 --temperature 0.7
+    textlstm generate runs/my-novel-1 "Once upon a time" --max-chars 400 --temperature 0.7
     textlstm generate shakespeare "HAMLET:" --stop "\\n\\n" --n 3 --seed 1
     textlstm generate shakespeare --regex "[A-Z][a-z]+, my (lord|lady|dear [a-z]+)[.!]"
     textlstm generate shakespeare --template "Dear {name:[A-Z][a-z]+},\\nI {what}\\nYours, {who:[A-Z][a-z]+}"
