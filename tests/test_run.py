@@ -691,18 +691,18 @@ def test_the_card_tells_what_a_model_began_from(finished, book, tmp_path, run):
     told = read_model(other / "model.safetensors").card["began_from"]
     first = told["began_from"]
     assert told == {
-        "name": str(one), "identity": parent.identity, "sha256": parent.sha256, "corpus": parent.card["corpus"],
+        "name": one.name, "identity": parent.identity, "sha256": parent.sha256, "corpus": parent.card["corpus"],
         "train_chars": 17_100, "began_from": first,
     }  # fmt: skip
-    assert first["name"] == str(finished[1]) and "began_from" not in first
+    assert first["name"] == finished[1].name and "began_from" not in first
     lines = [" ".join(line.split()) for line in run("info", other).out.splitlines()]
     learnt = "which learnt book.txt (17,100 characters)"
-    assert f"began from {one}, {learnt} and began from {finished[1]}, {learnt}" in lines
+    assert f"began from {one.name}, {learnt} and began from {finished[1].name}, {learnt}" in lines
     assert "began_from" not in read_model(finished[1] / "model.safetensors").card
     amend_card(other / "model.safetensors", {"corpus": None, "split": [1], "began_from": None})
     train(Request([str(book)], tmp_path / "third", steps=2, settings=settings, init_from=str(other)))
     done = run("info", tmp_path / "third")
-    assert f"began from {other}, which learnt an unknown text" in " ".join(done.out.split("  "))
+    assert f"began from {other.name}, which learnt an unknown text" in " ".join(done.out.split("  "))
 
 
 @pytest.mark.parametrize("settings", [{"hidden_size": 32}, {"tokenizer": "char"}, {"vocab_size": 300}])

@@ -37,7 +37,7 @@ def began_from(name: str, file: ModelFile) -> dict[str, Any]:
     card = file.card
     split = card.get("split")
     told = {
-        "name": name,
+        "name": Path(name).name or name,  # not where it lies: cards are handed on
         "identity": file.identity,
         "sha256": file.sha256,
         "corpus": card.get("corpus"),
