@@ -170,6 +170,33 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
     assert ("sample_chars" in settings[0]) == (chosen is not corpus)
 
 
+def test_a_plan_that_begins_from_a_model_says_whose_shape_it_is(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 4)
+    train(Request([str(book)], tmp_path / "first", steps=2, settings=TINY))
+    onward = {"batch_size": 8, "seq_len": 24, "val_fraction": 0.1}
+    train(Request([str(book)], tmp_path / "run", minutes=0.01, init_from=str(tmp_path / "first"), settings=onward))
+    reasons = told(tmp_path / "run")["reasons"]
+    assert reasons[0].endswith("parameters: those of the model that it begins from") and "fits" not in " ".join(
+        reasons
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [({}, 0.1), ({"merge_dropout": 0.3}, 0.3), ({"merge_dropout": 0.0}, 0.0), ({"tokenizer": "byte"}, 0.0)],
+)
+def test_merges_fall_where_the_rule_says_and_there_are_some(book, tmp_path, monkeypatch, settings, rate):
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 600)  # over 12 passes
+    asked = {**TINY, "tokenizer": "bpe", "vocab_size": 280} | settings
+    if asked["tokenizer"] == "byte":
+        del asked["vocab_size"]
+    with pytest.raises(Interrupted):
+        train(Request([str(book)], tmp_path / "run", minutes=0.01, settings=asked), Stopping(2))
+    config = told(tmp_path / "run")
+    assert config["train"]["merge_dropout"] == rate
+    assert any(f"merge dropout {rate:g}" in line for line in config["reasons"]) == bool(rate)
+
+
 # --- too little memory -----------------------------------------------------------------------------------------------
 
 

@@ -52,6 +52,7 @@ class Plan:
         self.reasons: list[str] = []
         self.predicted: float | None = None
         self._by_rule = self._merges_fall = True
+        self._begun = False
 
     @property
     def most_held_out(self) -> int:
@@ -78,7 +79,7 @@ class Plan:
             The text to learn from: without a development part, or a sample, if that was chosen.
         """
         fixed, chars, self._by_rule = dict(for_model), corpus.train.num_chars, not for_model
-        self._merges_fall = "merge_dropout" not in for_train
+        self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
         proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed)
         sample = None
         if "sample_chars" not in for_corpus:
@@ -126,7 +127,6 @@ class Plan:
             model, train: the configuration.
             corpus, tokenizer: what it learns from.
         """
-        minutes = self.minutes
         head, began = corpus.train.head(100_000), time.perf_counter()
         chars_per_token = len(head) / max(1, len(tokenizer.encode(head)))
         encoding = (time.perf_counter() - began) / max(1, len(head)) * corpus.train.num_chars
@@ -147,10 +147,7 @@ class Plan:
             operations = 3 * model.flops_per_token * tokens_read
             self.predicted = autopilot.predict(operations, corpus.train.num_chars, model.vocab_size, hard)
         self.reasons += [
-            f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token): suits "
-            f"{corpus.train.num_chars:,} characters",
-            f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters: fits {minutes:g} min at "
-            f"{self._peak / 1e9:.0f} GFLOP/s peak of products",
+            *self._shape_reasons(model, tokenizer, chars_per_token, corpus.train.num_chars),
             f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {train.steps / passes:.1f} "
             f"epochs: {train.batch_size * train.seq_len / per_step:,.0f} tokens/s measured",
             f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
@@ -166,6 +163,16 @@ class Plan:
         if self.predicted is not None:
             self.reasons.append(f"predicted: about {self.predicted:.2f} nats per character of the held-out text")
         return train
+
+    def _shape_reasons(
+        self, model: ModelConfig, tokenizer: Tokenizer, chars_per_token: float, chars: int
+    ) -> tuple[str, ...]:
+        vocabulary = f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token)"
+        network = f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters"
+        if self._begun:
+            return (f"{vocabulary} and {network}: those of the model that it begins from",)
+        speed = f"{self._peak / 1e9:.0f} GFLOP/s peak of products"
+        return f"{vocabulary}: suits {chars:,} characters", f"{network}: fits {self.minutes:g} min at {speed}"
 
     def _besides(
         self, model: ModelConfig, corpus: Corpus, tokenizer: Tokenizer, chars_per_token: float
