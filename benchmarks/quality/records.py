@@ -36,9 +36,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "minutes-100-original": ("tiny-shakespeare", "--minutes", "100", *ORIGINAL),
     "static": (  # the temperature is that of the same run on the training text without its last tenth, on that tenth
         "tiny-shakespeare", "--steps", "39420", "--hidden-size", "384", "--embed-size", "384", "--batch-size", "12",
-        "--lr", "7e-3", "--lr-final", "0.2", "--input-dropout", "0.2", "--layer-dropout", "0.2", "--output-dropout", "0.3",
-        "--weight-dropout", "0.2", "--weight-decay", "0.1", "--ema", "0.9999", "--merge-dropout", "0.15",
-        "--calibration-temperature", "1.16", "--dev-fraction", "0", "--eval-every", "1971", *ORIGINAL,
+        "--lr", "7e-3", "--lr-final", "0.2", "--input-dropout", "0.2", "--layer-dropout", "0.2",
+        "--output-dropout", "0.3", "--weight-dropout", "0.2", "--weight-decay", "0.1", "--ema", "0.9999",
+        "--merge-dropout", "0.15", "--calibration-temperature", "1.16", "--dev-fraction", "0", "--eval-every", "1971",
+        *ORIGINAL,
     ),
     "tuned-1e14": (
         "tiny-shakespeare", "--steps", "7884", "--hidden-size", "384", "--embed-size", "384", "--batch-size", "12",
