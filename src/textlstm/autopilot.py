@@ -296,7 +296,7 @@ class Law:
 
 
 #: Fitted by `benchmarks/quality/law.py` to `benchmarks/results/law.jsonl`.
-LAW = Law(0.7945, 0.1018, 0.36, 0.1)
+LAW = Law(0.7945, 0.0887, 0.4, 0.14)
 
 
 def predict(operations: float, chars: int, vocab: int, anchor: float, law: Law = LAW) -> float:
