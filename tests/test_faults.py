@@ -592,7 +592,7 @@ def test_a_spike_is_skipped_logged_and_resumed(book, tmp_path, monkeypatch):
     real = Trainer.advance
 
     def advance(self):
-        if self.step == 79:
+        if self.step in (79, 85):
             network_loss = self.network.loss
             self.network.loss = lambda *a: _scaled(network_loss(*a))
         report = real(self)
@@ -603,8 +603,9 @@ def test_a_spike_is_skipped_logged_and_resumed(book, tmp_path, monkeypatch):
     view = Watch()
     train(request(book, tmp_path / "run", steps=90), view)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log if line.get("skipped")] == [80]
-    assert any("step 80 was skipped: its loss or gradient stands far out" in line for line in view.notices)
+    assert [line["step"] for line in log if line.get("skipped")] == [80, 86]
+    (told,) = (line for line in view.notices if "was skipped" in line)  # once: some texts have dozens
+    assert told.startswith("step 80 was skipped: its loss or gradient stands far out") and "log.jsonl" in told
     with pytest.raises(Interrupted):
         train(request(book, tmp_path / "two", steps=90), at(77, lambda: signal.raise_signal(signal.SIGINT)))
     train(Request([], tmp_path / "two", resume=True))

@@ -98,6 +98,7 @@ class Run:
         self._began = (0, 0.0)  # step and time at which training began here
         self._told_late = False
         self._failing: set[str] = set()  # what could not be written the last time
+        self._told_skipped: set[str] = set()  # why steps were skipped, as far as it was told
         # A model that the disk has not taken yet.
         self._unwritten: tuple[ModelConfig, Weights, Mapping[str, Any]] | None = None
         self._lightened = False  # memory ran out here, and training went on in smaller portions
@@ -255,8 +256,10 @@ class Run:
 
     def _on_step(self, report: StepReport) -> None:
         self.view.step(report.step, report.nats, report.lr, report.epoch, report.tokens, report.seconds)
-        if report.skipped is not None:
-            self.view.notice(f"step {report.step} was skipped: {_SKIPPED[report.skipped]}")
+        if report.skipped is not None and report.skipped not in self._told_skipped:
+            self._told_skipped.add(report.skipped)
+            why = f"step {report.step} was skipped: {_SKIPPED[report.skipped]}"
+            self.view.notice(f"{why}; log.jsonl tells of more, if there are")
         every = max(1, report.steps // 1000)
         if report.step % every == 0 or report.skipped is not None:
             nats = report.nats
