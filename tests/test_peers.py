@@ -1,11 +1,9 @@
 """The race's baselines and rules: evaluation against a slow obvious one, masks, schedules, the clock, going on."""
 
-import io
 import itertools
 import json
 import math
 import sys
-import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -228,37 +226,27 @@ def test_the_split_is_tail10():
     assert len(before) == 1_003_854 and len(held_out) == 111_540 and held_out.endswith("b")
 
 
-def test_archives_are_read_in_the_order_of_names(tmp_path):
-    files = {"p/b.txt": b"2", "p/a.txt": b"1", "p/c.md": b"3"}
-    wheel, source = tmp_path / "p.whl", tmp_path / "p.tar.gz"
-    with zipfile.ZipFile(wheel, "w") as opened:
-        for name, data in files.items():
+def test_a_wheel_is_read_in_the_order_of_names(tmp_path):
+    with zipfile.ZipFile(tmp_path / "p.whl", "w") as opened:
+        for name, data in {"p/b.txt": b"2", "p/a.txt": b"1", "p/c.md": b"3"}.items():
             opened.writestr(name, data)
-    with tarfile.open(source, "w:gz") as opened:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            opened.addfile(member, io.BytesIO(data))
-    for archive in (wheel, source):
-        assert list(texts._files(archive, "*.txt").items()) == [("p/a.txt", b"1"), ("p/b.txt", b"2")]
+    found = texts._files(tmp_path / "p.whl", "*.txt")
+    assert list(found.items()) == [("p/a.txt", b"1"), ("p/b.txt", b"2")]
 
 
 def test_another_text_than_the_named_one_is_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "p.whl", "w") as opened:
         opened.writestr("p/a.txt", "something else")
-    source = replace(texts.SOURCES["wikipedia"], pattern="*.txt", text=lambda files: "something else")
-    monkeypatch.setattr(texts, "SOURCES", {"wikipedia": source})
-    monkeypatch.setattr(texts, "_archive", lambda source: tmp_path / "p.whl")
+    source = replace(texts.SOURCES["news"], pattern="*.txt", text=lambda files: "something else")
+    monkeypatch.setattr(texts, "SOURCES", {"news": source})
+    monkeypatch.setattr(texts, "_wheel", lambda source: tmp_path / "p.whl")
     with pytest.raises(SystemExit, match="another text than the one that was named"):
-        texts.read("wikipedia")
+        texts.read("news")
 
 
-def test_dialogues_lose_their_marks():
-    files = {
-        "a.yml": b"categories:\n- x\nconversations:\n- - ask\n  - answer\n  - more\n",
-        "b.yml": b"- - q\n  - a\n",
-    }
-    assert texts._dialogues(files) == "\nask\nanswer\nmore\n\nq\na\n"
+def test_verses_lose_their_marks():
+    xml = '<quran>\n<sura index="1">\n<aya index="1" text="one"/>\n<aya index="2" text="two" bismillah="no"/>\n</sura>'
+    assert texts._verses({"a.xml": xml.encode()}) == "one\ntwo\n"
 
 
 # The race and its page
@@ -281,19 +269,19 @@ def test_a_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
         return fake_line(*key)
 
     monkeypatch.setattr(race, "run", run)
-    names = [texts.TINY, "wikipedia"]
+    names = [texts.TINY, "news"]
     with pytest.raises(KeyboardInterrupt):
         race.race(names, [], 3.0, [0, 1], results)
     first, ran[:] = list(ran), ran[3:]
     monkeypatch.setattr(race, "run", lambda *key: ran.append(key) or fake_line(*key))
     race.race(names, [], 3.0, [0, 1], results)
     wanted = [(texts.TINY, name, 3.0, seed) for seed in (0, 1) for name in report.NAMES][:-1]
-    wanted += [("wikipedia", name, 3.0, seed) for seed in (0, 1) for name in ("textlstm", "gpt-small", "gpt-large")]
+    wanted += [("news", name, 3.0, seed) for seed in (0, 1) for name in ("textlstm", "gpt-small", "gpt-large")]
     assert first + ran == wanted
     race.race(names, [], 3.0, [0, 1], results)
     assert len(report.read_lines(results)) == len(wanted)
-    race.race(["wikipedia"], ["textlstm"], 30.0, [0], results)
-    assert ran[-1] == ("wikipedia", "textlstm", 30.0, 0)
+    race.race(["news"], ["textlstm"], 30.0, [0], results)
+    assert ran[-1] == ("news", "textlstm", 30.0, 0)
 
 
 def test_who_wants_a_core_now(tmp_path, monkeypatch):
