@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from textlstm import planning
-from textlstm.config import ModelConfig, TrainConfig
+from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import read_corpus
 from textlstm.errors import Interrupted, RunError
 from textlstm.model_file import read_model
 from textlstm.planning import Plan, lighter
-from textlstm.run import Request, Setup, train
+from textlstm.run import Request, Setup, split_settings, train
 from textlstm.tokenizer import ByteTokenizer
 from textlstm.trainer import Callbacks, Look, StepReport, Trainer, is_out_of_memory
 from textlstm.trainer.distributed import Group
@@ -195,6 +195,26 @@ def test_merges_fall_where_the_rule_says_and_there_are_some(book, tmp_path, monk
     config = told(tmp_path / "run")
     assert config["train"]["merge_dropout"] == rate
     assert any(f"merge dropout {rate:g}" in line for line in config["reasons"]) == bool(rate)
+
+
+@pytest.mark.parametrize(
+    ("peak", "settings", "temperature"),
+    [
+        (1e12, {}, None),  # 100 passes: a development part, which tells
+        (1e11, {}, 1.09),  # 25 passes and none
+        (1e12, {"dev_fraction": 0.0}, 1.15),  # 100 passes and none, as asked
+        (1e11, {"dev_fraction": 0.1}, None),
+        (1e11, {"calibration_temperature": 1.3}, 1.3),
+        (1e11, {"output_dropout": 0.4}, 1.0),
+    ],
+)
+def test_the_rule_divides_logits_where_no_development_part_tells(book, monkeypatch, peak, settings, temperature):
+    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: peak)
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    for_corpus, for_model, for_train = split_settings({"hidden_size": 256, **settings})
+    corpus = read_corpus([str(book)], CorpusConfig.from_dict(for_corpus))
+    Plan(0.5, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
+    assert for_train.get("calibration_temperature") == temperature
 
 
 # --- too little memory -----------------------------------------------------------------------------------------------

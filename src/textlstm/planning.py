@@ -93,6 +93,7 @@ class Plan:
                 settings.setdefault(key, value)
         if not proposal.development and not for_corpus.keys() & {"dev_fraction", "max_dev_chars"}:
             corpus, for_corpus["dev_fraction"] = corpus.without_dev(), 0.0
+        if not corpus.dev.num_chars:  # nothing could tell which temperature suits the model
             for_train.setdefault("calibration_temperature", proposal.temperature)
         if sample is None:
             return corpus
