@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 
 from textlstm import autopilot
+from textlstm.config import CorpusConfig
+from textlstm.scoring.parts import FITTED_FROM
 
 PAGE = Path(__file__).parent / "autopilot.md"
 ROOT = PAGE.parents[1]
@@ -30,13 +32,15 @@ def rule_table() -> list[str]:
             proposal = autopilot.propose(0.85 * 60 * minutes, chars, PEAK, {})
             model, train = proposal.model, proposal.train
             H, V = model["hidden_size"], model["vocab_size"]
-            epochs = proposal.tokens_read / (chars / autopilot.chars_per_token(V))
+            tokens = chars / autopilot.chars_per_token(V)
+            epochs = proposal.tokens_read / tokens
+            told = CorpusConfig.dev_fraction * tokens >= FITTED_FROM
             drops = (model[f"{name}_dropout"] for name in ("embed", "input", "layer", "output", "weight"))
             cells = (
                 f"{minutes:g}", f"{chars:,}", f"{V:,}", f"2 x {H}", f"{(16 * H * H + V * H) / 1e6:.1f} M",
                 f"{train['batch_size']} x {train['seq_len']}", f"{epochs:.2g}" if epochs < 10 else f"{epochs:.0f}",
                 " / ".join(f"{d:.2f}" for d in drops), f"{train['lr']:.4f}",
-                "fitted" if proposal.development else f"{proposal.temperature:g}",
+                ("fitted" if told else "1") if proposal.development else f"{proposal.temperature:g}",
             )  # fmt: skip
             rows.append(f"| {' | '.join(cells)} |")
     return rows

@@ -17,7 +17,7 @@ from textlstm.generation import Limits
 from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.network import RecurrentLM
-from textlstm.scoring.parts import FITTED_ON, FITTING_READS
+from textlstm.scoring.parts import FITTED_FROM, FITTED_ON, FITTING_READS
 from textlstm.tokenizer import Tokenizer, make_tokenizer
 from textlstm.trainer import is_out_of_memory, weights_of
 from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
@@ -183,7 +183,7 @@ class Plan:
         final = measure_reading(model, device) * corpus.val.num_chars / chars_per_token
         reading = measure_reading(model, device, lanes=16, tokens=1024)
         warm_up = 16 * metrics.WARM_UP
-        if tokens:
+        if tokens >= FITTED_FROM:
             final += reading * FITTING_READS * (min(tokens, FITTED_ON) + warm_up)
         look = reading * ((tokens if tokens else SHOWN_TOKENS) + warm_up) + _sample_seconds(model, tokenizer)
         look += 4 * model.num_params / _WRITTEN_PER_SECOND  # the model so far

@@ -563,7 +563,7 @@ class Run:
         temperature = fitted_temperature(at, self.tokens)
         file = dataclasses.replace(file, card={**file.card, CALIBRATION: temperature})
         if temperature == 1:
-            self.view.notice("the logits stay as they are: nothing suits it better")
+            self.view.notice("the logits stay as they are: no temperature is seen to suit it better")
             return file
         engine, protocol = at(temperature), metrics.lanes_for(len(self.tokens.dev))[1]
         dev = score_development(engine, self.corpus, self.tokens, protocol).to_dict()

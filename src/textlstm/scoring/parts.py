@@ -14,7 +14,7 @@ FITTED_ON = 1 << 15  # tokens that a temperature is fitted on at most: they sett
 FITTING_READS = 15  # times that they are read
 # Tokens at least. Drawn from a long text whose best temperature was 0.98, 45 of them made the model worse on the rest
 # by 0.005 nats per token on average, 300 by 0.0006, 1,000 by 0.0001 and by 0.0013 at worst.
-_FEWEST = 1000
+FITTED_FROM = 1000
 _COLDEST, _HOTTEST = 0.5, 2.0
 
 
@@ -49,7 +49,7 @@ def fitted_temperature(at: Callable[[float], metrics.Predictor], tokens: Tokens)
         Between 0.5 and 2, to two digits; 1 where that gains nothing, or too little text could tell.
     """
     ids, before = tokens.dev[:FITTED_ON], tokens.train[-metrics.WARM_UP :]
-    if len(ids) < _FEWEST:
+    if len(ids) < FITTED_FROM:
         return 1.0
     protocol = metrics.lanes_for(len(ids))[1]
 
