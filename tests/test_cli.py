@@ -473,6 +473,7 @@ def test_info_is_a_summary_and_verbose_the_whole_card(run):
         {"corpus": 3, "steps": "many", "scores": [1]},
         {"scores": {"val": {}}, "seconds": None},
         {"split": {"train_chars": "x"}},
+        {"seconds": 10**400, "calibration_temperature": 10**400},
     ],
 )
 def test_info_of_cards_that_others_wrote(run, tmp_path, card):

@@ -151,7 +151,7 @@ def _told(describe: Callable[[Mapping[str, Any]], str], card: Mapping[str, Any])
     """Part of a card in words; "" where somebody wrote a card of another kind."""
     try:
         return describe(card)
-    except (TypeError, ValueError, LookupError, AttributeError):
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError):
         return ""
 
 
