@@ -219,8 +219,19 @@ def test_merges_fall_where_a_text_is_read_often_or_its_tokens_are_rare():
         merge_dropout(8, 370_000 / 1024) == 0 < merge_dropout(33, 370_000 / 1024) == merge_dropout(6, 300_000 / 12_301)
     )
     assert merge_dropout(1, 10) == 0  # hardly read once
-    long, short = (propose(s, 1_000_000, 4e11, {}).train for s in (6000, 180))
-    assert (long["lr_final"], "lr_final" in short) == (0.2, False) and long["ema"] > 0.999
+    assert merge_dropout(12.1, 1000) == merge_dropout(3.1, 49) == 0.1
+    assert merge_dropout(11.9, 51) == merge_dropout(2.9, 49) == 0
+
+
+@pytest.mark.parametrize(("passes", "share", "lr_final"), [(11.8, 1 / 12, None), (12.2, 1 / 4, 0.2), (25, 1 / 4, 0.2)])
+def test_a_text_that_is_read_often_has_a_long_average_and_a_rate_that_ends_above_0(passes, share, lr_final):
+    """The decay is that of an average over this share of the steps."""
+    tokens = 1_000_000 / chars_per_token(1024)
+    operations = 6 * passes * tokens * (16 * 320**2 + 1024 * 320)
+    found, proposal = epochs(operations, 1_000_000, 320, 1024)
+    steps = proposal.tokens_read / (proposal.train["batch_size"] * proposal.train["seq_len"])
+    assert found == pytest.approx(passes) and proposal.train.get("lr_final") == lr_final
+    assert proposal.train["ema"] == pytest.approx(1 - 1 / (share * steps), abs=0.00005)
 
 
 # --- the predicted loss, and the page that states all this -----------------------------------------------------------
