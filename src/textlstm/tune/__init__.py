@@ -5,10 +5,10 @@ OUT/trials.db     every trial with its options, its course and its score (SQLite
 OUT/best.json     the best options so far, for `textlstm train --config`
 
 Each trial is a run of the project's own trainer, scored on the development part, which is cut from the end of the
-training text. The held-out text is cut off before and looked at by nothing here. The first trial is what the rule
-behind `--minutes` would do; optuna's sampler (tree-structured Parzen estimators, Bergstra et al. 2011) proposes the
-others, and its median rule ends a trial that is worse than half of those before it were at the same share of their
-steps.
+training text. The held-out text is cut off before and looked at by nothing here. The first trial takes what the rule
+behind `--minutes` chooses for these options; optuna's sampler (tree-structured Parzen estimators, Bergstra et al.
+2011) proposes the others, and its median rule ends a trial that is worse than half of those before it were at the same
+share of their steps.
 
 | option | searched |
 |---|---|
@@ -21,7 +21,9 @@ steps.
 | weight-decay | 0.01 to 1, on a logarithmic scale |
 | input-, layer-, output-, weight-dropout | 0 to 0.6 |
 
-What a user sets is not searched. The average of the weights spans a twelfth of each trial, as in every run.
+What a user sets is not searched. The average of the weights spans a twelfth of each trial, and its rate ends at 0,
+however often it reads the text; `--ema`, `--lr-final` and `--merge-dropout` set what the rule takes for a text that is
+read often.
 """
 
 from __future__ import annotations
