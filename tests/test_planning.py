@@ -206,6 +206,7 @@ def test_merges_fall_where_the_rule_says_and_there_are_some(book, tmp_path, monk
         (1e11, {"dev_fraction": 0.1}, None),
         (1e11, {"calibration_temperature": 1.3}, 1.3),
         (1e11, {"output_dropout": 0.4}, 1.0),
+        (1e11, {"label_smoothing": 0.1}, 1.0),  # which keeps a network from being too sure
     ],
 )
 def test_the_rule_divides_logits_where_no_development_part_tells(book, monkeypatch, peak, settings, temperature):

@@ -117,7 +117,9 @@ def _temperature(epochs: float) -> float:
 
 
 # Settings of the user under which another temperature may be right.
-_REGULARISATION = frozenset(("input_dropout", "layer_dropout", "output_dropout", "weight_dropout", "embed_dropout"))
+_REGULARISATION = frozenset(
+    ("input_dropout", "layer_dropout", "output_dropout", "weight_dropout", "embed_dropout", "label_smoothing")
+)
 _VOCABULARIES = ((512, 200_000), (1024, 3_000_000), (2048, 30_000_000))
 MOST_EPOCHS = 100  # of a text; more of them teach nothing more, and a run ends early
 _PARAMS_PER_TOKEN = 18  # of text: 2 x 640 for a million characters

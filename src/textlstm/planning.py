@@ -78,7 +78,7 @@ class Plan:
         Returns:
             The text to learn from: without a development part, or a sample, if that was chosen.
         """
-        fixed, chars, self._by_rule = dict(for_model), corpus.train.num_chars, not for_model
+        fixed, chars, self._by_rule = {**for_model, **for_train}, corpus.train.num_chars, not for_model
         self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
         proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed)
         sample = None
