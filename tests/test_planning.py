@@ -186,7 +186,7 @@ def test_a_plan_that_begins_from_a_model_says_whose_shape_it_is(book, tmp_path, 
     [({}, 0.1), ({"merge_dropout": 0.3}, 0.3), ({"merge_dropout": 0.0}, 0.0), ({"tokenizer": "byte"}, 0.0)],
 )
 def test_merges_fall_where_the_rule_says_and_there_are_some(book, tmp_path, monkeypatch, settings, rate):
-    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 600)  # over 12 passes
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 2000)  # over 12 passes, of bytes too
     asked = {**TINY, "tokenizer": "bpe", "vocab_size": 280} | settings
     if asked["tokenizer"] == "byte":
         del asked["vocab_size"]
