@@ -58,6 +58,19 @@ def test_a_model_with_itself_is_itself(runs):
     )
 
 
+def test_models_that_cannot_be_averaged(runs, tmp_path):
+    """Another text of the same length, in as many tokens; and a model that is not there."""
+    (tmp_path / "book.txt").write_text((runs / "book.txt").read_text().replace("dog", "cow"))
+    train(Request([str(tmp_path / "book.txt")], tmp_path / "other", steps=2, settings=SETTINGS))
+    first, other = (folder / "model.safetensors" for folder in (runs / "static-0", tmp_path / "other"))
+    lengths = [len(ensemble.held_out_nats(path)[0]) for path in (first, other)]
+    assert lengths[0] == lengths[1]
+    with pytest.raises(SystemExit, match="read other texts"):
+        ensemble.measure([first, other])
+    with pytest.raises(SystemExit, match=r"not there: .*static-7"):
+        ensemble.measure([first, runs / "static-7" / "model.safetensors"])
+
+
 def test_the_line_names_its_seeds(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ensemble, "RESULTS", tmp_path / "records.jsonl")
     monkeypatch.setattr(sys, "argv", ["ensemble.py", "static", "--seeds", "0", "2", "--runs", str(runs)])

@@ -23,14 +23,16 @@ from card import machine_card
 
 from textlstm import metrics
 from textlstm.bench.quality import training_corpus
+from textlstm.corpus import Corpus
 from textlstm.engine.torch import TorchEngine
 from textlstm.model_file import read_model
 from textlstm.registry import MODEL_FILE
 from textlstm.run.loop import GPT2_TOKENS_OF_ORIGINAL_SPLIT, is_original_split
+from textlstm.tokenizer import Ids
 
 
-def held_out_nats(path: Path) -> tuple[NDArray[np.float64], int, bool]:
-    """Nats of each token of the text that a model's run held out, its characters, and whether it is `original`."""
+def held_out_nats(path: Path) -> tuple[NDArray[np.float64], Ids, Corpus]:
+    """Nats of each token of the text that a model's run held out, these tokens, and the text."""
     file = read_model(path)
     corpus = training_corpus(path, file.card, lambda line: print(line, file=sys.stderr))
     if corpus is None or not corpus.val_follows:
@@ -38,7 +40,7 @@ def held_out_nats(path: Path) -> tuple[NDArray[np.float64], int, bool]:
     tokens = corpus.encode(file.tokenizer, file.config.boundary_id)
     context = np.concatenate([tokens.train, tokens.dev])[-metrics.WARM_UP :]
     nats_N = metrics.token_nats(TorchEngine(file), tokens.val, context, "stream", metrics.WARM_UP)
-    return nats_N, corpus.val.num_chars, is_original_split(corpus)
+    return nats_N, tokens.val, corpus
 
 
 def ensemble_nats(nats_KN: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -52,10 +54,11 @@ def measure(paths: Sequence[Path]) -> dict[str, object]:
     if missing:
         sys.exit(f"not there: {', '.join(missing)}; benchmarks/quality/records.py trains them")
     read = [held_out_nats(path) for path in paths]
-    if len({(len(nats_N), chars) for nats_N, chars, _ in read}) > 1:
+    (_, ids_N, corpus), chars = read[0], read[0][2].val.num_chars
+    if any(other.val.text != corpus.val.text or not np.array_equal(ids, ids_N) for _, ids, other in read):
         sys.exit("these models read other texts, or the same in other tokens: their probabilities cannot be averaged")
-    together, chars = float(ensemble_nats(np.stack([nats_N for nats_N, _, _ in read])).sum()), read[0][1]
-    of_gpt2 = {"nats_per_gpt2_token": together / GPT2_TOKENS_OF_ORIGINAL_SPLIT} if read[0][2] else {}
+    together = float(ensemble_nats(np.stack([nats_N for nats_N, _, _ in read])).sum())
+    of_gpt2 = {"nats_per_gpt2_token": together / GPT2_TOKENS_OF_ORIGINAL_SPLIT} if is_original_split(corpus) else {}
     return {
         "val": {"protocol": "stream", "chars": chars, "nats": together, "nats_per_char": together / chars} | of_gpt2,
         "members": [float(nats_N.sum()) / chars for nats_N, _, _ in read],
