@@ -206,6 +206,14 @@ def test_requests_that_cannot_be_meant(book):
         tune(search(book, "bytes", settings={"merge_dropout": 0.1}), TuneView())
 
 
+def test_a_trial_of_a_short_text_is_as_long_as_its_few_lanes_want(book):
+    """A thousand lanes are wanted; 1,080 bytes have room for 67 of 16 tokens."""
+    book.write_text(book.read_text()[:1500])
+    flops = 5 * 3 * TINY.flops_per_token * 67 * 24
+    (row,) = tune(search(book, "short", trials=1, flops=float(flops), settings={"batch_size": 1000}), TuneView()).rows
+    assert row.steps == 5
+
+
 def test_a_damaged_database_is_told(book):
     found = tune(search(book, "search", trials=1), TuneView())
     (found.out / TRIALS_FILE).write_bytes(b"not a database" * 500)
