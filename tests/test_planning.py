@@ -218,9 +218,11 @@ def test_the_rule_divides_logits_where_no_development_part_tells(book, monkeypat
     assert for_train.get("calibration_temperature") == temperature
 
 
-@pytest.mark.parametrize(("chars", "reads"), [(0, 0), (1998, 0), (4000, 15 * 2000), (1_000_000, 15 * 32_768)])
+@pytest.mark.parametrize(
+    ("chars", "reads"), [(0, 0), (1998, 0), (4000, 15 * 2000 + 2000), (1_000_000, 15 * 32_768 + 500_000)]
+)
 def test_a_plan_counts_what_comes_besides_the_steps(monkeypatch, chars, reads):
-    """Tokens of two characters that take a second each; fewer than a thousand of them are not fitted to."""
+    """Tokens of two characters that take a second each; a thousand are fitted to, and then scored once more."""
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
     monkeypatch.setattr(planning, "measure_reading", lambda model, device, lanes=1, tokens=0: 1.0)
     monkeypatch.setattr(planning, "_sample_seconds", lambda model, tokenizer: 7.0)
@@ -228,7 +230,7 @@ def test_a_plan_counts_what_comes_besides_the_steps(monkeypatch, chars, reads):
     corpus = SimpleNamespace(dev=SimpleNamespace(num_chars=chars), val=SimpleNamespace(num_chars=600))
     final, look, save = plan._besides(model, corpus, ByteTokenizer(), 2.0)
     warm_up = 16 * 512
-    assert final == 300 + (reads + 15 * warm_up if reads else 0)
+    assert final == 300 + (reads + 16 * warm_up if reads else 0)
     shown = chars / 2 if chars else 8192
     assert look == pytest.approx(shown + warm_up + 7 + 4 * model.num_params / 2e8, rel=1e-9)
     assert save == 16 * model.num_params / 2e8

@@ -184,7 +184,8 @@ class Plan:
         reading = measure_reading(model, device, lanes=16, tokens=1024)
         warm_up = 16 * metrics.WARM_UP
         if tokens >= FITTED_FROM:
-            final += reading * FITTING_READS * (min(tokens, FITTED_ON) + warm_up)
+            fitting, scoring = FITTING_READS * (min(tokens, FITTED_ON) + warm_up), tokens + warm_up
+            final += reading * (fitting + scoring)
         look = reading * ((tokens if tokens else SHOWN_TOKENS) + warm_up) + _sample_seconds(model, tokenizer)
         look += 4 * model.num_params / _WRITTEN_PER_SECOND  # the model so far
         save = 16 * model.num_params / _WRITTEN_PER_SECOND  # weights, two moments and the average, four bytes each
