@@ -971,13 +971,17 @@ def test_the_last_finite_weights_are_called_so(book, tmp_path, monkeypatch):
 
 def test_a_model_is_calibrated_once(book, tmp_path, monkeypatch):
     """A run that dies between writing its model and saying that it is over ends as it would have."""
-    whole = train(request(book, tmp_path / "whole"))
+    settings = {"dev_fraction": 0.2}  # enough to calibrate by
+    whole = train(request(book, tmp_path / "whole", settings=settings))
     monkeypatch.setattr("textlstm.run.loop.append_whole", lambda path, text: (_ for _ in ()).throw(OSError(5, "gone")))
     with pytest.raises(RunError):
-        train(request(book, tmp_path / "run"))
+        train(request(book, tmp_path / "run", settings=settings))
     monkeypatch.undo()
-    again = train(request(book, tmp_path / "run", resume=True))
-    assert again.val == whole.val and read_model(again.model).identity == read_model(whole.model).identity
+    again = train(request(book, tmp_path / "run", resume=True, settings=settings))
+    first, second = (read_model(result.model) for result in (whole, again))
+    assert again.val == whole.val and second.identity == first.identity
+    assert second.card["calibration_temperature"] == first.card["calibration_temperature"] != 1
+    assert second.card["scores"] == first.card["scores"]
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
