@@ -35,7 +35,7 @@ from textlstm.run.beginning import begin
 from textlstm.run.loop import is_original_split, opening
 from textlstm.run.setup import Setup
 from textlstm.run.signals import Signals
-from textlstm.scoring.parts import FITTING_READS, fitted_temperature
+from textlstm.scoring.parts import FITTED_ON, FITTING_READS, fitted_temperature
 from textlstm.state import State
 from textlstm.tokenizer import gpt2_tokenizer
 from textlstm.trainer import Trainer
@@ -932,6 +932,7 @@ class Told:
     [
         (2000, lambda t: 1 + (1 / t - 1 / 1.3) ** 2, 1.3),
         (2000, lambda t: 1 / t, 2.0),
+        (3 * FITTED_ON, lambda t: 1 + (1 / t - 1 / 1.3) ** 2, 1.3),  # its beginning is enough
         (999, lambda t: 1 + (1 / t - 1 / 1.3) ** 2, 1.0),  # too little to tell
         (2000, lambda t: math.nan, 1.0),
         (2000, lambda t: 0.0, 1.0),  # nothing but boundaries
@@ -941,7 +942,7 @@ def test_a_temperature_that_gains_something_or_none(tokens, cost, expected):
     reads: list[int] = []
     parts = Tokens(np.zeros(3000, np.int32), np.zeros(tokens, np.int32), np.zeros(0, np.int32))
     assert fitted_temperature(lambda t: Told(cost(t), reads), parts) == pytest.approx(expected, abs=0.011)
-    assert sum(reads) <= FITTING_READS * (tokens + 2 * metrics.WARM_UP)
+    assert sum(reads) <= FITTING_READS * (min(tokens, FITTED_ON) + 16 * metrics.WARM_UP)
 
 
 def test_training_goes_on_without_the_calibration(book, tmp_path):
