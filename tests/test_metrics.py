@@ -112,6 +112,14 @@ def test_protocols_against_one_token_at_a_time(protocol, boundary, kind):
             np.testing.assert_allclose(nats, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "lanes"), [(0, 1), (2047, 1), (2048, 2), (3071, 2), (16_383, 15), (16_384, 16), (10**7, 16)]
+)
+def test_each_lane_of_a_look_has_a_thousand_tokens_of_its_own(tokens, lanes):
+    """Twice the 512 that are read before it."""
+    assert metrics.lanes_for(tokens) == (lanes, "stream" if lanes == 1 else f"stream-{lanes}")
+
+
 @pytest.mark.parametrize("boundary", [True, False])
 @pytest.mark.parametrize("warm_up", [1, 4, 30])
 def test_warmed_lanes_read_what_precedes_them(boundary, warm_up):

@@ -240,7 +240,7 @@ def _after(
 def lanes_for(tokens: int) -> tuple[int, str]:
     """In how many lanes a text of so many tokens is read while training, and the name of that protocol.
 
-    Sixteen, or fewer where each would read less of its own than of what stands before it.
+    Sixteen, or fewer where each would read less than twice as much of its own as of what stands before it.
     """
     lanes = min(_MOST_LANES, max(1, tokens // (2 * WARM_UP)))
     return lanes, "stream" if lanes == 1 else f"stream-{lanes}"
