@@ -155,6 +155,7 @@ def test_temperatures_where_they_were_measured():
     ):  # fmt: skip
         assert epochs(operations, chars, hidden, vocab)[1].temperature == pytest.approx(measured, abs=0.035)
     assert propose(3600, 1_000_000, 4e11, {"output_dropout": 0.5}).temperature == 1  # another network's
+    assert epochs(1e15, 133_633, 320, 512)[1].temperature == 1.15  # after a hundred passes, and no more was measured
 
 
 def test_no_wider_than_the_text_bears():
@@ -211,6 +212,8 @@ def test_development_part_only_where_a_text_is_read_often():
     assert not propose(60 * 3, 1_000_000, 4e11, {}).development
     assert not propose(60 * 30, 1_000_000, 4e11, {}).development
     assert propose(60 * 3, 10_000, 4e11, {}).development
+    read = 6 * (1_000_000 / chars_per_token(1024)) * (16 * 320**2 + 1024 * 320)  # operations of one pass
+    assert [epochs(n * read, 1_000_000, 320, 1024)[1].development for n in (59, 61)] == [False, True]
 
 
 def test_merges_fall_where_a_text_is_read_often_or_its_tokens_are_rare():

@@ -91,7 +91,9 @@ def test_wrong_types_are_refused(cls, key, value):
         *((TrainConfig, k, v) for k in ("lr", "clip") for v in (0.0, -1.0, math.nan, math.inf)),
         *((TrainConfig, k, v) for k in ("weight_decay", "lr_final", "temporal_penalty", "activation_penalty")
           for v in (-0.1, math.nan, math.inf)),
-        *((TrainConfig, k, v) for k in ("jitter", "beta1", "beta2", "ema", "label_smoothing") for v in (1.0, -0.1)),
+        *((TrainConfig, k, v) for k in ("jitter", "beta1", "beta2", "ema", "label_smoothing", "merge_dropout")
+          for v in (1.0, -0.1)),
+        *((TrainConfig, "calibration_temperature", v) for v in (0.0, 0.009, 101.0, math.nan, math.inf)),
         (TrainConfig, "warmup", 1.1), (TrainConfig, "seed", -1), (TrainConfig, "seed", 1 << 63),
         (TrainConfig, "patience", -1), (SamplingConfig, "temperature", -0.1),
         (SamplingConfig, "temperature", math.nan),

@@ -110,6 +110,16 @@ def test_each_pass_reads_other_tokens():
         assert len(one) > 1.2 * len(whole)
 
 
+def test_a_pass_reads_all_of_what_the_text_fell_apart_into():
+    """Two lanes of it, less than 8 tokens at the end of each."""
+    ours, read = reader(0.5, 10**9), 0
+    while ours.epoch < 2:
+        read, length = read + next(ours).x_BT.size, len(ours._ids)
+        if ours.epoch == 1:
+            whole, of_first = length, read
+    assert whole - 2 * 8 < of_first <= whole and whole > 1.2 * len(TOKENIZER.encode(TEXT))
+
+
 def test_the_rate_falls_from_pass_to_pass():
     lengths = [len(ids) for ids in passes(reader(0.5, 300), 300)]
     assert lengths[0] > lengths[2] > lengths[-1] == len(TOKENIZER.encode(TEXT))

@@ -961,6 +961,13 @@ def test_training_goes_on_without_the_calibration(book, tmp_path):
     assert read_model(tmp_path / "third" / "model.safetensors").config.logit_scale == 0.5
 
 
+@pytest.mark.parametrize("temperature", [None, "1.2", [1.2], 0, -1.0, 0.009, 101, 10**400, math.nan, math.inf])
+def test_a_temperature_that_no_model_can_have_is_not_taken_back(finished, temperature):
+    file = read_model(finished[1] / "model.safetensors")
+    card = {**file.card, "calibration_temperature": temperature}
+    assert dataclasses.replace(file, card=card).uncalibrated == file.config
+
+
 def test_the_last_finite_weights_are_called_so(book, tmp_path, monkeypatch):
     finite = Trainer._finite
     monkeypatch.setattr(Trainer, "_finite", lambda self: self.step < STEPS and finite(self))
