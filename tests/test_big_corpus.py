@@ -85,6 +85,8 @@ def check_same(stored, whole, tokenizer: Tokenizer, boundary_id: int | None) -> 
     for name in ("train", "dev", "val"):
         assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
     assert stored.train.head(50) == whole.train.head(50)
+    assert "".join(whole.train.head(50)) == whole.train.text[:50]
+    assert stored.training_text("bpe") == whole.training_text("bpe")
     assert stored.train.alphabet() == "".join(sorted(set(whole.train.text)))
 
 
@@ -267,11 +269,11 @@ def test_the_sample_for_a_tokenizer_is_bounded_spread_and_told(small_limits, tmp
     monkeypatch.setattr(corpus_module, "_SAMPLE_CHARS", 32_000)
     corpus = read_corpus([str(path)], CorpusConfig())
     notices: list[str] = []
-    sample = corpus.training_text("bpe", notices.append)
+    sample = "".join(corpus.training_text("bpe", notices.append))
     assert 31_000 < len(sample) < 36_000 and any("32,000 characters, evenly spread" in line for line in notices)
     numbers = [int(line.split()[1]) for line in sample.splitlines() if line.count(" ") == 3]
     assert numbers == sorted(numbers) and numbers[0] == 0 and numbers[-1] > 16_000
-    assert corpus.training_text("char") == "".join(sorted(set(path.read_text()[:10_000]) | set("0123456789")))
+    assert corpus.training_text("char") == ("".join(sorted(set(path.read_text()[:10_000]) | set("0123456789"))),)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
         pytest.skip("the text cannot even be read in this time")
     plan = Plan(minutes, 0.0, "cpu", "fp32", lambda line: None)
     held_out = min(chars // 10, plan.most_held_out)
-    part = SimpleNamespace(num_chars=chars - held_out, head=lambda n: PLAIN[: min(n, chars)])
+    part = SimpleNamespace(num_chars=chars - held_out, head=lambda n: (PLAIN[: min(n, chars)],))
 
     def sampled(number: int, seed: int):
         return SimpleNamespace(**{**vars(corpus), "train": SimpleNamespace(**{**vars(part), "num_chars": number})})
@@ -179,6 +179,25 @@ def test_a_plan_that_begins_from_a_model_says_whose_shape_it_is(book, tmp_path, 
     assert reasons[0].endswith("parameters: those of the model that it begins from") and "fits" not in " ".join(
         reasons
     )
+
+
+def test_a_plan_counts_the_tokens_of_short_documents_as_the_run_reads_them(tmp_path, monkeypatch):
+    """Each row begins with the boundary, and no token reaches from one into the next."""
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 8)
+    rows = ["Oslo", "Rome, Italy", "Kyiv", "Rome, Italy", "Oslo", "Oslo"] * 200
+    (tmp_path / "cities.csv").write_text("city\n" + "".join(f'"{row}"\n' for row in rows))
+    settings = {**TINY, "tokenizer": "bpe", "vocab_size": 300, "column": "city", "val_fraction": 0.1}
+    result = train(Request([str(tmp_path / "cities.csv")], tmp_path / "run", minutes=0.01, settings=settings))
+    file = read_model(result.model)
+    tokens = sum(1 + len(file.tokenizer.encode(row)) for row in rows[:1080])
+    assert (
+        f"({file.tokenizer.kind}, {result.train_chars / tokens:.2f} characters per token)"
+        in told(tmp_path / "run")["reasons"][0]
+    )
+    words = {"Oslo", "Kyiv", "Rome", ",", " Italy"}
+    tokens = {file.tokenizer.token_bytes(i).decode() for i in range(256, file.tokenizer.vocab_size)}
+    assert {"Oslo", "Kyiv", " Italy"} < tokens and all(any(token in word for word in words) for token in tokens)
+    assert result.prompt in rows
 
 
 @pytest.mark.parametrize(

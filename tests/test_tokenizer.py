@@ -343,6 +343,20 @@ def test_training_stops_where_no_pair_occurs_twice():
     assert BPETokenizer.train("", 300).vocab_size == 256
 
 
+@pytest.mark.parametrize("text", [("ab",) * 9, "ab\udcff" * 9, ("ab\udcff", "ab") * 5])
+def test_training_merges_nothing_that_encoding_leaves_apart(text):
+    """The end of a document with the begin of the next one, and letters around bytes that are no text."""
+    bpe = BPETokenizer.train(text, 300)
+    assert [bpe.token_bytes(i) for i in range(256, bpe.vocab_size)] == [b"ab"]
+
+
+def test_pruning_keeps_the_tokens_of_each_document():
+    whole = BPETokenizer.train("the cat. " * 9 + "a cat; " * 9 + "cat" * 9, 300)
+    pruned = whole.prune(("cat", "cat"))
+    assert [pruned.token_bytes(i) for i in pruned.encode("cat")] == [whole.token_bytes(i) for i in whole.encode("cat")]
+    assert max(len(pruned.token_bytes(i)) for i in range(pruned.vocab_size)) == len("cat")
+
+
 def test_a_vocabulary_below_the_bytes_is_refused():
     assert BPETokenizer.train(TEXT, 256).vocab_size == 256
     with pytest.raises(ConfigError, match="255"):

@@ -113,7 +113,7 @@ class Plan:
         """How much of a long text to learn from, if not all."""
         if corpus.train.num_chars <= autopilot.LEAST_SAMPLE:
             return None
-        head, vocab = corpus.train.head(200_000), proposal.model["vocab_size"]
+        head, vocab = "".join(corpus.train.head(200_000)), proposal.model["vocab_size"]
         tokenizer = make_tokenizer(name, head, vocab - 1) if initial is None else initial.tokenizer
         began = time.perf_counter()
         tokens = len(tokenizer.encode(head))
@@ -129,8 +129,9 @@ class Plan:
             corpus, tokenizer: what it learns from.
         """
         head, began = corpus.train.head(100_000), time.perf_counter()
-        chars_per_token = len(head) / max(1, len(tokenizer.encode(head)))
-        encoding = (time.perf_counter() - began) / max(1, len(head)) * corpus.train.num_chars
+        chars = max(1, sum(map(len, head)))
+        chars_per_token = chars / max(1, sum(len(tokenizer.encode(text)) + model.boundary for text in head))
+        encoding = (time.perf_counter() - began) / chars * corpus.train.num_chars
         train, per_step = self._measured(model, train)
         temperature = train.calibration_temperature
         final, look, save = self._besides(model, corpus, tokenizer, chars_per_token)
@@ -216,7 +217,7 @@ def anchor_of(corpus: Corpus, tokenizer: Tokenizer, vocab: int) -> float:
     length = min(25_000, -(-len(text) // 4))
     pieces = [text[start : start + length] for start in (k * len(text) // 4 for k in range(4))]
     ids = [tokenizer.encode(piece) for piece in pieces]
-    seen = tokenizer.encode(corpus.train.head(1_000_000))
+    seen = tokenizer.encode("".join(corpus.train.head(1_000_000)))
     return autopilot.anchor(seen, np.concatenate(ids), vocab, sum(map(len, pieces)))
 
 

@@ -270,11 +270,12 @@ class BPETokenizer(Tokenizer):
         self.vocab_size = 256 + len(merges)
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> BPETokenizer:
+    def train(cls, text: str | tuple[str, ...], vocab_size: int) -> BPETokenizer:
         """Learns merges from a text.
 
         Args:
-            text: the training text.
+            text: the training text, or each of its documents: what ends one and begins the next makes no pair, and
+                nor does what stands around bytes that are no text, since `encode` merges neither.
             vocab_size: ids wanted; fewer come out where the text has no more pairs that occur twice.
         """
         import tokenizers as tk
@@ -293,7 +294,8 @@ class BPETokenizer(Tokenizer):
             initial_alphabet=sorted(_CHAR_TO_BYTE),
             special_tokens=[],
         )
-        model.train_from_iterator((c for c in _chunks(_SURROGATES.sub("", text))), trainer)
+        runs = (run for document in documents_of(text) for run in _SURROGATES.split(document)[::2])
+        model.train_from_iterator((chunk for run in runs for chunk in _chunks(run)), trainer)
         spelled = json.loads(model.to_str())["model"]["merges"]
         return cls(_merges_from_spelling(spelled, range(256)))
 
@@ -338,14 +340,15 @@ class BPETokenizer(Tokenizer):
     def token_bytes(self, id: int) -> bytes:
         return self._table[id] if id < self.vocab_size else b""
 
-    def prune(self, text: str) -> BPETokenizer:
-        """The same encoding with only the merges that encoding this text applies, and all single bytes.
+    def prune(self, text: str | tuple[str, ...]) -> BPETokenizer:
+        """The same encoding with only the merges that encoding this text, or these documents, applies, and all bytes.
 
         The text is encoded as before: each merge that was applied is kept, with those that its parts were made by, in
         the same order. Any other text comes out in shorter tokens.
         """
         used = np.zeros(self.vocab_size, dtype=bool)
-        used[self.encode(text)] = True
+        for document in documents_of(text):
+            used[self.encode(document)] = True
         for k in range(len(self.merges) - 1, -1, -1):
             if used[256 + k]:
                 used[self.merges[k]] = True
@@ -445,13 +448,18 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-def make_tokenizer(name: str, text: str, vocab_size: int) -> Tokenizer:
+def documents_of(text: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The documents of a text that may be one."""
+    return (text,) if isinstance(text, str) else text
+
+
+def make_tokenizer(name: str, text: str | tuple[str, ...], vocab_size: int) -> Tokenizer:
     """The tokenizer that `--tokenizer` names, made for a training text.
 
     Args:
         name: `bpe`, `char`, `char-plain`, `byte`, `gpt2`, `gpt2-pruned`, another tiktoken encoding (with or without
             `-pruned`), or the path of a `.tiktoken` file.
-        text: the training text.
+        text: the training text, or each of its documents.
         vocab_size: ids wanted of `bpe`, the document boundary not counted; the others have their own number.
 
     Raises:
@@ -464,7 +472,7 @@ def make_tokenizer(name: str, text: str, vocab_size: int) -> Tokenizer:
     if name == "byte":
         return ByteTokenizer()
     if name in ("char", "char-plain"):
-        return CharTokenizer.from_text(text, byte_fallback=name == "char")
+        return CharTokenizer.from_text("".join(documents_of(text)), byte_fallback=name == "char")
     if base == "gpt2":
         tokenizer = gpt2_tokenizer()
     elif base in _TIKTOKEN or base.endswith(".tiktoken"):

@@ -97,9 +97,15 @@ class Part:
         """Number of bytes of UTF-8."""
         return len(text_to_bytes(self.text))
 
-    def head(self, chars: int) -> str:
-        """Its first characters."""
-        return self.text[:chars]
+    def head(self, chars: int) -> tuple[str, ...]:
+        """Its first characters, of each document those that belong to it."""
+        found, left = [], chars
+        for document in self.documents:
+            if left <= 0:
+                break
+            found.append(document.text[:left])
+            left -= len(found[-1])
+        return tuple(found)
 
     def stretches(self, places: Sequence[tuple[float, float]]) -> tuple[Document, ...]:
         """What lies between some places, given as shares of the part; each is moved on to the begin of a line."""
@@ -229,16 +235,17 @@ class Corpus:
             return self
         return replace(self, train=Part(documents), sampled_from=self.train.num_chars)
 
-    def training_text(self, tokenizer: str, notice: Callable[[str], None] = lambda line: None) -> str:
-        """What a tokenizer of this name is made from: the training part, or of a long one what is enough."""
+    def training_text(self, tokenizer: str, notice: Callable[[str], None] = lambda line: None) -> tuple[str, ...]:
+        """What a tokenizer of this name is made from: the documents to learn from, or of long ones what is enough."""
         if isinstance(self.train, Part):
             # Characters and known tokens are looked for everywhere; pairs that occur often are found in a part too.
             short = tokenizer != "bpe" or self.train.num_chars <= _SAMPLE_CHARS
-            return self.train.text if short else self.sampled(_SAMPLE_CHARS, 0).train.head(2 * _SAMPLE_CHARS)
+            part = self.train if short else self.sampled(_SAMPLE_CHARS, 0).train
+            return part.head(part.num_chars if short else 2 * _SAMPLE_CHARS)
         if tokenizer in ("char", "char-plain"):
-            return self.train.alphabet()
+            return (self.train.alphabet(),)
         if tokenizer == "byte":
-            return ""
+            return ()
         notice(f"the tokenizer is made from {_SAMPLE_CHARS:,} characters, evenly spread over the training text")
         return self.train.sample(_SAMPLE_CHARS)
 

@@ -159,27 +159,36 @@ class StoredPart:
         if begin < self.end:
             yield begin, self.end
 
-    def sample(self, chars: int) -> str:
-        """About this many characters: evenly spread pieces, or all of it."""
+    def sample(self, chars: int) -> tuple[str, ...]:
+        """About this many characters: evenly spread pieces, or all of it; none is of two documents."""
         if self.num_bytes <= chars:
-            return bytes_to_text(self.store.read(self.start, self.end))
+            return self._texts(self.start, self.end)
         number = 32
         size, step = chars // number, self.num_bytes // number
         cuts = [(self._cut(self.start + k * step) if k else self.start) for k in range(number)]
-        return "".join(bytes_to_text(self.store.read(a, self._cut(min(a + size, self.end)))) for a in cuts)
+        return tuple(text for a in cuts for text in self._texts(a, self._cut(min(a + size, self.end))))
+
+    def _texts(self, first: int, last: int) -> tuple[str, ...]:
+        """What of each document lies in a range of bytes."""
+        return tuple(bytes_to_text(self.store.read(a, b)) for a, b, _ in self.spans(first, last))
 
     def stretches(self, places: Sequence[tuple[float, float]]) -> tuple[Document, ...]:
         """What lies between some places, given as shares of the part; each is moved on to where it may be cut."""
         found: list[Document] = []
         for place, end in places:
             first, last = (self._cut(self.start + round(share * self.num_bytes)) for share in (place, end))
-            spans = self.spans(first, last) if first < last else []
-            found += [Document("", bytes_to_text(self.store.read(a, b))) for a, b, _ in spans]
+            found += [Document("", text) for text in (self._texts(first, last) if first < last else ())]
         return tuple(found)
 
-    def head(self, chars: int) -> str:
-        """Its first characters."""
-        return bytes_to_text(self.store.read(self.start, min(self.end, self.start + 4 * chars)))[:chars]
+    def head(self, chars: int) -> tuple[str, ...]:
+        """Its first characters, of each document those that belong to it."""
+        found, left = [], chars
+        for text in self._texts(self.start, min(self.end, self.start + 4 * chars)):
+            if left <= 0:
+                break
+            found.append(text[:left])
+            left -= len(found[-1])
+        return tuple(found)
 
     def alphabet(self) -> str:
         """Its characters, each once."""

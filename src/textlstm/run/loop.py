@@ -477,9 +477,10 @@ class Run:
     def _prompt(self) -> str:
         """Words of the user's own text: of what was held out, where there are some."""
         for part in (self.corpus.val, self.corpus.dev, self.corpus.train):
-            text = part.head(20_000)
-            if words := opening(text.partition("\n")[2] if part.continues else text):  # its first line may be cut
-                return words
+            for number, text in enumerate(part.head(20_000)):
+                cut = part.continues and number == 0  # its first line may be
+                if words := opening(text.partition("\n")[2] if cut else text):
+                    return words
         return ""
 
     def _interrupted(self, trainer: Trainer) -> None:
