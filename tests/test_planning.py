@@ -181,6 +181,36 @@ def test_a_plan_that_begins_from_a_model_says_whose_shape_it_is(book, tmp_path, 
     )
 
 
+@pytest.mark.parametrize(
+    ("peak", "asked", "vocabulary", "network"),
+    [
+        (1e16, {}, "suits 20,000 characters", "as large as suits 20,000 characters"),
+        (1e9, {}, "suits 20,000 characters", "fits 0.01 min at 1 GFLOP/s peak of products"),
+        (1e16, {"hidden_size": 16}, "suits 20,000 characters", "as asked"),
+        (1e16, {"vocab_size": 300}, "as asked", "as large as suits 20,000 characters"),
+        (1e9, {"tokenizer": "byte"}, "that of --tokenizer byte", "fits 0.01 min at 1 GFLOP/s peak of products"),
+        (1e9, {"tokenizer": "gpt2-pruned"}, "that of --tokenizer gpt2-pruned", "fits 0.01 min at 1 GFLOP/s peak of "
+         "products"),
+    ],
+)  # fmt: skip
+def test_a_plan_says_what_each_size_follows_from(book, tmp_path, monkeypatch, peak, asked, vocabulary, network):
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 2)
+    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: peak)
+    settings = {"val_chars": 2_000, "dev_fraction": 0.0, "batch_size": 2, "seq_len": 16, **asked}
+    book.write_text("".join(f"{PLAIN[k % 90 : k % 90 + 40]} {k}\n" for k in range(600))[:22_000])
+    train(Request([str(book)], tmp_path / "run", minutes=0.01, settings=settings))
+    config = told(tmp_path / "run")
+    assert [line.partition(": ")[2] for line in config["reasons"][:2]] == [vocabulary, network]
+    assert (config["predicted"] is None) == bool(asked)  # the law is of what the rule chooses, bpe of its own included
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"), [(0.0001, "0.006 s"), (0.02, "1.2 s"), (0.5, "30 s"), (1, "1.0 min"), (12.34, "12.3 min")]
+)
+def test_a_short_time_is_told_in_seconds(minutes, words):
+    assert planning.duration(minutes) == words
+
+
 def test_a_plan_counts_the_tokens_of_short_documents_as_the_run_reads_them(tmp_path, monkeypatch):
     """Each row begins with the boundary, and no token reaches from one into the next."""
     monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 8)

@@ -49,6 +49,7 @@ class Proposal:
         development: whether a development part should pick the best weights.
         tokens_read: how many tokens the run will read, about.
         temperature: what the logits of the finished model are divided by where no development part can tell.
+        text_bounds: whether the text keeps the network from being larger, more than the time does.
     """
 
     model: Mapping[str, Any]
@@ -56,6 +57,7 @@ class Proposal:
     development: bool
     tokens_read: float
     temperature: float
+    text_bounds: bool
 
 
 def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -> Proposal:
@@ -70,7 +72,8 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
     vocab = int(fixed.get("vocab_size", next((v for v, most in _VOCABULARIES if chars < most), 4096)))
     operations = seconds * peak * USUAL_SHARE
     tokens = chars / chars_per_token(vocab)
-    wanted = _soft_minimum(math.sqrt(operations / 7.2), most_params(chars, vocab))
+    affordable, borne = math.sqrt(operations / 7.2), most_params(chars, vocab)
+    wanted = _soft_minimum(affordable, borne)
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
     tokens_read = min(operations / (6 * _params(hidden, vocab)), MOST_EPOCHS * max(1.0, tokens))
     epochs = tokens_read / max(1.0, tokens)
@@ -102,7 +105,7 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
         train |= {"lr_final": _LR_FINAL, "ema": averaging(steps, _LONG_AVERAGE)}
     development = epochs > _MOST_EPOCHS_WITHOUT_DEVELOPMENT
     temperature = 1.0 if fixed.keys() & _REGULARISATION else _temperature(epochs)
-    return Proposal(model, train, development, tokens_read, temperature)
+    return Proposal(model, train, development, tokens_read, temperature, borne < affordable)
 
 
 def _dropout(epochs: float, params_per_token: float) -> float:

@@ -51,8 +51,9 @@ class Plan:
         self._peak = planning_peak(device, precision)
         self.reasons: list[str] = []
         self.predicted: float | None = None
-        self._by_rule = self._merges_fall = True
-        self._begun = False
+        self._merges_fall = True
+        self._begun = self._text_bounds = False
+        self._asked: frozenset[str] = frozenset()  # settings of the network that the user made
 
     @property
     def most_held_out(self) -> int:
@@ -78,7 +79,7 @@ class Plan:
         Returns:
             The text to learn from: without a development part, or a sample, if that was chosen.
         """
-        fixed, chars, self._by_rule = {**for_model, **for_train}, corpus.train.num_chars, not for_model
+        fixed, chars, self._asked = {**for_model, **for_train}, corpus.train.num_chars, frozenset(for_model)
         self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
         proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed)
         sample = None
@@ -88,6 +89,7 @@ class Plan:
         if sample is not None:
             for_corpus |= {"sample_chars": sample, "sample_seed": int(for_train.get("seed", 0))}
             proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed)
+        self._text_bounds = proposal.text_bounds
         for chosen, settings in ((proposal.model, for_model), (proposal.train, for_train)):
             for key, value in chosen.items():
                 settings.setdefault(key, value)
@@ -144,12 +146,12 @@ class Plan:
             rate = autopilot.merge_dropout(train.steps / passes, tokens / model.vocab_size)
             train = train.replace(merge_dropout=rate)
         tokens_read = train.steps * train.batch_size * train.seq_len
-        if self._by_rule and tokenizer.kind == "bpe" and corpus.val.num_chars:
+        if not self._asked and train.tokenizer == "bpe" and corpus.val.num_chars:
             hard = anchor_of(corpus, tokenizer, model.vocab_size)
             operations = 3 * model.flops_per_token * tokens_read
             self.predicted = autopilot.predict(operations, corpus.train.num_chars, model.vocab_size, hard)
         self.reasons += [
-            *self._shape_reasons(model, tokenizer, chars_per_token, corpus.train.num_chars),
+            *self._shape_reasons(model, train, tokenizer, chars_per_token, corpus.train.num_chars),
             f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {train.steps / passes:.1f} "
             f"epochs: {train.batch_size * train.seq_len / per_step:,.0f} tokens/s measured",
             f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
@@ -159,7 +161,7 @@ class Plan:
         ]
         if train.steps < fit:
             self.reasons.append(
-                f"ends early, after about {train.steps * per_step / 60:.1f} min: to read a text more than "
+                f"ends early, after about {duration(train.steps * per_step / 60)}: to read a text more than "
                 f"{autopilot.MOST_EPOCHS} times teaches no more (--epochs sets how often)"
             )
         if self.predicted is not None:
@@ -167,14 +169,20 @@ class Plan:
         return train
 
     def _shape_reasons(
-        self, model: ModelConfig, tokenizer: Tokenizer, chars_per_token: float, chars: int
+        self, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, chars_per_token: float, chars: int
     ) -> tuple[str, ...]:
         vocabulary = f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token)"
         network = f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters"
         if self._begun:
             return (f"{vocabulary} and {network}: those of the model that it begins from",)
-        speed = f"{self._peak / 1e9:.0f} GFLOP/s peak of products"
-        return f"{vocabulary}: suits {chars:,} characters", f"{network}: fits {self.minutes:g} min at {speed}"
+        size = f"suits {chars:,} characters" if train.tokenizer == "bpe" else f"that of --tokenizer {train.tokenizer}"
+        if self._asked & {"embed_size", "hidden_size", "num_layers"}:
+            width = "as asked"
+        elif self._text_bounds:
+            width = f"as large as suits {chars:,} characters"
+        else:
+            width = f"fits {self.minutes:g} min at {self._peak / 1e9:.0f} GFLOP/s peak of products"
+        return f"{vocabulary}: {'as asked' if 'vocab_size' in self._asked else size}", f"{network}: {width}"
 
     def _besides(
         self, model: ModelConfig, corpus: Corpus, tokenizer: Tokenizer, chars_per_token: float
@@ -235,6 +243,11 @@ def _sample_seconds(model: ModelConfig, tokenizer: Tokenizer) -> float:
     began = time.perf_counter()
     samples_of(network, tokenizer)
     return time.perf_counter() - began
+
+
+def duration(minutes: float) -> str:
+    """A time for people: in seconds where it is short."""
+    return f"{60 * minutes:.2g} s" if minutes < 1 else f"{minutes:.1f} min"
 
 
 def lighter(train: TrainConfig) -> TrainConfig | None:

@@ -33,7 +33,7 @@ from textlstm.learning import measure
 from textlstm.model_file import CALIBRATION, ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
 from textlstm.novelty import RUN_LENGTHS, CopyMeter, SuffixIndex
-from textlstm.planning import SAMPLE_CHARS, SAMPLES, SHOWN_TOKENS, lighter, portions, samples_of
+from textlstm.planning import SAMPLE_CHARS, SAMPLES, SHOWN_TOKENS, duration, lighter, portions, samples_of
 from textlstm.registry import MODEL_FILE
 from textlstm.run.card import processor, version_of
 from textlstm.run.folder import size_of
@@ -313,8 +313,8 @@ class Run:
         if projected > 1.25 * minutes:
             self._told_late = True
             self.view.notice(
-                f"slower than when this machine was measured: about {projected:.1f} minutes in all instead of "
-                f"{minutes:g}; other programs may be using it (Ctrl-C saves)"
+                f"slower than when this machine was measured: about {duration(projected)} in all instead of "
+                f"{duration(minutes)}; other programs may be using it (Ctrl-C saves)"
             )
 
     def _samples(self, network: RecurrentLM) -> list[str]:
@@ -521,11 +521,12 @@ class Run:
                 val["nats_per_gpt2_token"] = score.nats / GPT2_TOKENS_OF_ORIGINAL_SPLIT
             self.view.score(score)
             if self.setup.predicted is not None:
-                off = self.setup.predicted / score.nats_per_char - 1
+                ratio = self.setup.predicted / score.nats_per_char
+                off = (
+                    f"{abs(ratio - 1):.1%} {'above' if ratio > 1 else 'below'}" if ratio < 2 else f"{ratio:.2g} times"
+                )
                 self.view.notice(
-                    f"predicted before it began: {self.setup.predicted:.3f} nats per character, {abs(off):.1%} "
-                    + ("above" if off > 0 else "below")
-                    + " this score"
+                    f"predicted before it began: {self.setup.predicted:.3f} nats per character, {off} this score"
                 )
         scores = {**file.card["scores"], **({"val": val} if val else {})}
         card = {**file.card, "scores": scores, "seconds": round(self.seconds, 3), "over": True}
