@@ -39,7 +39,7 @@ from textlstm.scoring.parts import FITTED_ON, FITTING_READS, fitted_temperature
 from textlstm.state import State
 from textlstm.tokenizer import gpt2_tokenizer
 from textlstm.trainer import Trainer
-from textlstm.view import View
+from textlstm.view import PlainView, View, choose_view, error_console
 
 TRUE_FILE = Path(os.environ.get("TEXTLSTM_CORPORA", "nowhere"), "tinyshakespeare.txt")
 TAUGHT = "the river ran under an old stone bridge and nobody knew who had built it or why they never came back"
@@ -616,6 +616,53 @@ def test_resume_needs_a_folder_and_a_run_needs_text(tmp_path):
     tiny.write_text("too short")
     with pytest.raises(CorpusError, match="too few"):
         train(request(tiny, tmp_path / "run"))
+
+
+def test_a_text_of_too_few_tokens_leaves_no_folder(tmp_path):
+    even = tmp_path / "even.txt"
+    even.write_text("a" * 5_000)
+    with pytest.raises(CorpusError, match=r"4,275 characters to learn from are \d tokens.*--vocab-size"):
+        train(Request([str(even)], tmp_path / "run", steps=3))
+    assert not (tmp_path / "run").exists()
+    train(Request([str(even)], tmp_path / "run", steps=3, settings={"tokenizer": "byte", "hidden_size": 8}))
+
+
+def test_fewer_lanes_than_planned_are_told_behind_the_plan(tmp_path, capsys):
+    book = tmp_path / "short.txt"
+    book.write_text(make_text(400, seed=2)[:400])
+    settings = {"tokenizer": "byte", "hidden_size": 8, "embed_size": 8, "batch_size": 64, "seq_len": 16}
+    settings |= {"dev_fraction": 0.0}
+    train(Request([str(book)], tmp_path / "run", minutes=0.001, settings=settings), choose_view(False))
+    lines = capsys.readouterr().err.splitlines()
+    plan = next(n for n, line in enumerate(lines) if " steps of 64 x 16 tokens" in line)
+    fewer = next(n for n, line in enumerate(lines) if line.startswith("the text is short: "))
+    assert lines[fewer] == "the text is short: 22 lanes instead of 64" and fewer > plan
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "development part"), ({"dev_fraction": 0.0}, "held-out text"),
+        ({"dev_fraction": 0.0, "val_fraction": 0.0}, "training text"),
+    ],
+)  # fmt: skip
+def test_what_a_run_is_to_be_compared_with_names_its_text(book, tmp_path, capsys, settings, text):
+    with pytest.raises(Interrupted):
+        train(request(book, tmp_path / "run", settings=settings), Stopped())
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("guessing evenly costs"))
+    assert line.endswith(f", both on the {text}")
+
+
+class Stopped(PlainView):
+    """What is shown without a terminal, of a run that is stopped after some steps."""
+
+    def __init__(self) -> None:
+        super().__init__(error_console())
+
+    def step(self, step: int, nats: float, lr: float, epoch: int, tokens: int, seconds: float) -> None:
+        super().step(step, nats, lr, epoch, tokens, seconds)
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_resume_without_a_folder_names_the_runs_there_are(book, tmp_path, monkeypatch):

@@ -35,7 +35,8 @@ class Facts:
         lines: what was chosen, and why.
         steps: length of the run.
         chars_per_token: of the training text; turns nats per token into nats per character.
-        uniform, unigram: nats per character of guessing evenly, and by frequency alone, on what is `shown`.
+        uniform, unigram: nats per character of guessing evenly, and by frequency alone.
+        costs_of: of which text.
         flops_per_token: of a training step.
         peak: the machine's rate of matrix multiplication in floating-point operations per second.
         shown: what is scored while training: the development part, or the held-out text or its beginning, which
@@ -48,6 +49,7 @@ class Facts:
     chars_per_token: float
     uniform: float
     unigram: float
+    costs_of: str
     flops_per_token: int
     peak: float
     shown: str = "development"
@@ -98,7 +100,7 @@ class PlainView(View):
 
     def begin(self, facts: Facts, step: int) -> None:
         self._facts = facts
-        for line in (facts.title, *facts.lines, _orientation(facts)):
+        for line in (facts.title, *facts.lines, f"{_orientation(facts)}, both on the {facts.costs_of}"):
             self._line(line)
         if step:
             self._line(f"going on from step {step}")

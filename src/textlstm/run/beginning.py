@@ -13,9 +13,9 @@ from typing import Any
 
 from textlstm import autopilot
 from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, Part, absolute, cache_dir, merges_of, read_corpus, steps_per_epoch
+from textlstm.corpus import Corpus, Part, absolute, cache_dir, lanes_within, merges_of, read_corpus, steps_per_epoch
 from textlstm.corpus.sources import ROWS
-from textlstm.errors import ModelFileError, RunError, UsageError
+from textlstm.errors import CorpusError, ModelFileError, RunError, UsageError
 from textlstm.files import write_atomically
 from textlstm.model_file import ModelFile, read_model
 from textlstm.planning import Plan
@@ -87,6 +87,7 @@ def begin(
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
     _check_merges(for_train, tokenizer)
     model = ModelConfig.from_dict(for_model)
+    _check_length(corpus, tokenizer, model, view)
     _tell_large(for_model, model, corpus, view)
     train = TrainConfig.from_dict(for_train)
     if plan is not None:
@@ -117,6 +118,21 @@ def _check_merges(for_train: Mapping[str, Any], tokenizer: Tokenizer) -> None:
     """Refuses, before anything is written, to take merges apart where there are none."""
     if for_train.get("merge_dropout"):
         merges_of(tokenizer)
+
+
+def _check_length(corpus: Corpus, tokenizer: Tokenizer, model: ModelConfig, view: View) -> None:
+    """Refuses, before anything is written, a text that repeats itself so evenly that hardly a token is left of it."""
+    if corpus.train.num_chars > _MAY_BE_FEW:
+        return
+    tokens = len(corpus.encode(tokenizer, model.boundary_id, notice=view.notice).train)
+    if lanes_within(tokens, 1) < 1:
+        raise CorpusError(
+            f"{corpus.name}: the {corpus.train.num_chars:,} characters to learn from are {tokens} tokens, which are "
+            "too few; a smaller --vocab-size, or --tokenizer byte, makes more of them"
+        )
+
+
+_MAY_BE_FEW = 100_000  # characters; an encoding of more than these takes time, and any text has enough of them
 
 
 def device_of(request: Request, for_train: dict[str, Any], view: View) -> str:

@@ -170,6 +170,8 @@ class Run:
             trainer.restore(checkpoint)
             self._rewind(checkpoint)
         self.view.begin(self._facts(), trainer.step)
+        if (lanes := trainer.reader.batch_size) < self.setup.train.batch_size:
+            self.view.notice(f"the text is short: {lanes} lanes instead of {self.setup.train.batch_size}")
         self._began = (trainer.step, time.perf_counter())
         callbacks = Callbacks(
             on_step=self._on_step,
@@ -195,8 +197,6 @@ class Run:
     def _trainer(self, initial: ModelFile | None) -> Trainer:
         model, train = self.setup.model, self.setup.train
         reader = lane_reader(self.tokens, self.tokenizer, model, train)
-        if reader.batch_size < train.batch_size:
-            self.view.notice(f"the text is short: {reader.batch_size} lanes instead of {train.batch_size}")
         dev = development(self.corpus, self.tokens)
         if dev is None and len(self.tokens.val) and self.corpus.val_follows:
             ids = self.tokens.val[:SHOWN_TOKENS]
@@ -210,23 +210,23 @@ class Run:
     def _frequencies_V(self) -> NDArray[np.float64]:
         return metrics.frequencies(metrics.token_counts(self.tokens.train, self.setup.model.vocab_size))
 
-    def _without_learning(self) -> tuple[float, float]:
-        """What guessing evenly and by frequency alone cost, on the text that is scored while training.
+    def _without_learning(self) -> tuple[float, float, str]:
+        """What guessing evenly and by frequency alone cost, in nats per character, and of which text.
 
-        Where none is, on the training text. Both in nats per character.
+        Of the one that is scored while training; where none is, of the training text.
         """
-        ids, chars = self.tokens.train, self.corpus.train.num_chars
+        ids, chars, text = self.tokens.train, self.corpus.train.num_chars, "training text"
         if self.chooses:
-            ids, chars = self.tokens.dev, self.corpus.dev.num_chars
+            ids, chars, text = self.tokens.dev, self.corpus.dev.num_chars, "development part"
         elif len(self.tokens.val):
-            ids, chars = self.tokens.val, self.corpus.val.num_chars
+            ids, chars, text = self.tokens.val, self.corpus.val.num_chars, "held-out text"
         tokens_per_char = len(ids) / max(1, chars)
         evenly = math.log(len(self._frequencies_V))
-        return evenly * tokens_per_char, metrics.unigram_nats(ids, self._frequencies_V) * tokens_per_char
+        return evenly * tokens_per_char, metrics.unigram_nats(ids, self._frequencies_V) * tokens_per_char, text
 
     def _facts(self) -> Facts:
         model = self.setup.model
-        uniform, unigram = self._without_learning()
+        uniform, unigram, text = self._without_learning()
         return Facts(
             title=f"{self.corpus.name} -> {self.folder}",
             lines=self.setup.reasons,
@@ -234,6 +234,7 @@ class Run:
             chars_per_token=self.chars_per_token,
             uniform=uniform,
             unigram=unigram,
+            costs_of=text,
             flops_per_token=3 * model.flops_per_token,
             peak=sgemm_peak(self.device, seconds=0.15),  # a run waits for it
             shown=self.shown,
