@@ -251,11 +251,14 @@ NASTY = 'a </script><script>alert(1)</script> "b" <!-- & é \u2028 '
 
 @pytest.fixture(scope="module")
 def found():
-    tokenizer = ByteTokenizer()
+    return byte_model().inspect(NASTY * 30, NASTY * 20)
+
+
+def byte_model() -> Model:
     config = ModelConfig(257, 8, 8, 2)
     rng = np.random.default_rng(0)
     weights = {n: rng.normal(0, 0.5, s).astype(np.float32) for n, s in config.tensor_shapes().items()}
-    return Model(ModelFile(config, tokenizer, weights, {}, "")).inspect(NASTY * 30, NASTY * 20)
+    return Model(ModelFile(config, ByteTokenizer(), weights, {}, ""))
 
 
 def test_terminal(found):
@@ -281,6 +284,12 @@ def test_without_a_text_a_model_reads_its_own():
     model = Model(make_file("tied"))
     text = model.generate("", max_chars=OWN_CHARS, seed=0)
     assert model.inspect().to_dict() == model.inspect(text).to_dict()
+
+
+def test_characters_of_several_tokens_are_shown_whole():
+    found = byte_model().inspect("né 日本 🙂\n" * 90, "né 日本 🙂\n" * 60)
+    assert "".join(found.tokens)[:30] == ("né 日本 🙂\n" * 4)[:30] and len(found.tokens) == len(found.shown.nats_T)
+    assert found.tokens[:4] == ["n", "", "é", " "]
 
 
 def test_colours(found):

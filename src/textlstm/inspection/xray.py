@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,7 @@ class XRay:
     """What was found.
 
     Attributes:
-        tokens: the text that is shown, token by token.
+        tokens: the text that is shown, token by token; a character of several tokens is the last one's.
         shown: its trace.
         gates: see `gate_report`.
         findings: see `find_cells`.
@@ -83,7 +85,7 @@ def xray(
     frequent = [id for id, _ in Counter(parts[0].tolist()).most_common() if spelled[id].strip().isalpha()][:12]
     near = nearest_tokens(file, frequent)
     found = XRay(
-        [_spell(tokenizer.token_bytes(id)) for id in shown.ids_T.tolist()],
+        _spell_text(tokenizer.token_bytes(id) for id in shown.ids_T.tolist()),
         shown,
         gate_report(shown),
         findings,
@@ -92,6 +94,12 @@ def xray(
     )
     progress(4, 4)
     return found
+
+
+def _spell_text(tokens: Iterable[bytes]) -> list[str]:
+    """What each token of a text adds to it: nothing, where it ends within a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return [decoder.decode(token) for token in tokens]
 
 
 def _spell(token: bytes) -> str:
