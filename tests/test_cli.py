@@ -644,6 +644,8 @@ def test_help_tells_what_minutes_plan():
     assert option.help.endswith("[default: planned by --minutes, else 384]")
     (option,) = (option for option in cli.cli.commands["train"].params if option.name == "max_val_chars")
     assert option.help.endswith("[default: planned by --minutes, else 2000000]")
+    (option,) = (option for option in cli.cli.commands["train"].params if option.name == "dev_fraction")
+    assert option.help.endswith("[default: planned by --minutes, else 0.05]")
 
 
 def test_help_lists_all_commands(run):

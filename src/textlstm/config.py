@@ -236,8 +236,9 @@ class CorpusConfig(Config):
     )
     max_dev_chars: int = option(500_000, "let at most this many characters pick the best weights")
     dev_fraction: float = option(
-        0.05, "share of the training text, cut from its end, that picks the best weights; 0 keeps the last"
-    )
+        0.05, "share of the training text, cut from its end, that picks the best weights; 0 keeps the last",
+        planned=True,
+    )  # fmt: skip
     sample_chars: int | None = option(
         None, "learn from about this many characters only, in stretches spread over the training text"
     )
