@@ -223,15 +223,20 @@ def test_resume_from_a_step(book, whole, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(request(book, folder), at(10, lambda: signal.raise_signal(signal.SIGINT)))
-    with pytest.raises(UsageError, match=r"step-5 cannot be read.*of the steps 8, 10") as caught:
+    with pytest.raises(UsageError, match=r"^there is no checkpoint \S+step-5; .*of the steps 8, 10") as caught:
         train(Request([], folder, resume=True, resume_step=5))
     assert caught.value.exit_code == 2
     view = Watch()
     train(Request([], folder, resume=True, resume_step=8), view)
     assert weights(folder) == weights(whole) and steps_of(folder) == steps_of(whole)
-    with pytest.raises(UsageError, match=f"step-5 cannot be read.*of the steps .*{STEPS}"):  # of a complete run, too
+    with pytest.raises(
+        UsageError, match=f"no checkpoint .*step-5; .*of the steps .*{STEPS}"
+    ):  # of a complete run, too
         train(Request([], folder, resume=True, resume_step=5))
     assert train(Request([], folder, resume=True)).steps == STEPS
+    (folder / "checkpoints" / f"step-{STEPS}" / "manifest.json").write_text("torn")
+    with pytest.raises(UsageError, match=f"step-{STEPS} cannot be read"):
+        train(Request([], folder, resume=True, resume_step=STEPS))
 
 
 def test_a_checkpoint_of_every_format_is_read():

@@ -131,7 +131,8 @@ def load_step(folder: Path, step: int) -> Checkpoint:
     except _DAMAGE as error:
         steps = [p.name.removeprefix("step-") for p in reversed(_step_folders(folder)) if _is_whole(p)]
         there = f"whole ones are of the steps {', '.join(steps)}" if steps else "there is no whole one"
-        raise UsageError(f"checkpoint {path} cannot be read ({error}); {there}") from error
+        told = f"checkpoint {path} cannot be read ({error})" if path.exists() else f"there is no checkpoint {path}"
+        raise UsageError(f"{told}; {there}") from error
 
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError)
