@@ -321,6 +321,16 @@ def test_rows_of_a_dataset(tmp_path):
         textlstm.train(table, tmp_path / "other", steps=3, quiet=True, column="body")
 
 
+def test_rows_of_a_list(tmp_path):
+    rows = [{"text": piece, "id": k} for k, piece in enumerate(TEXT.split("\n\n"))]
+    for name, table in (("list", rows), ("tuple", tuple(rows)), ("table", Table(rows))):
+        textlstm.train(table, tmp_path / name, steps=2, quiet=True, **TINY)
+    assert weights(tmp_path / "list" / "model.safetensors") == weights(tmp_path / "table" / "model.safetensors")
+    assert weights(tmp_path / "tuple" / "model.safetensors") == weights(tmp_path / "table" / "model.safetensors")
+    with pytest.raises(CorpusError, match=r"row 2: no text in column 'text' \(it is no mapping\)"):
+        textlstm.train([{"text": TEXT}, 3], tmp_path / "other", steps=2, quiet=True, **TINY)
+
+
 # --- packed and tabular files ----------------------------------------------------------------------------------------
 
 

@@ -45,8 +45,8 @@ def train(
     """Trains a model, with the same words as `textlstm train`.
 
     Args:
-        sources: files, folders, glob patterns or names of corpora; or the rows of a dataset of Hugging Face, or of
-            anything else that has `column_names` and gives mappings.
+        sources: files, folders, glob patterns or names of corpora; or rows: a list of mappings, a dataset of Hugging
+            Face, or anything else that has `column_names` and gives mappings.
         out: the run folder; None makes `runs/NAME-N`.
         minutes, steps, epochs: length of the run; None of them is three minutes.
         preset: `original` or `original-char`.
@@ -67,7 +67,8 @@ def train(
     from textlstm.run import train as run
     from textlstm.view import choose_view
 
-    if hasattr(sources, "column_names"):
+    mappings = isinstance(sources, Sequence) and bool(sources) and isinstance(sources[0], Mapping)
+    if mappings or hasattr(sources, "column_names"):
         names: list[str | Rows] = [Rows(cast(Iterable[Mapping[str, Any]], sources))]
     else:
         names = [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
