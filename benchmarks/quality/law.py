@@ -59,6 +59,7 @@ def run(name: str, text: Path, flops: float) -> dict[str, object]:
         "text": name, "chars": training, "flops": flops, "vocab": model.vocab_size, "hidden": model.hidden_size,
         "steps": steps, "anchor": anchor(text, model.vocab_size),
         "seconds": answer["seconds"], "nats_per_char": answer["val"]["nats_per_char"],
+        "model": answer["config"]["model"], "train": answer["config"]["train"],
     }  # fmt: skip
 
 
