@@ -49,7 +49,7 @@ MODELS = {
     "tiny-shakespeare": Shipped(
         "the text that small language models are compared on, and nothing else",
         "Tiny Shakespeare without its last 104,217 characters", TINY_LICENCE,
-        " ".join(ROWS["tuned-1e14"]),
+        " ".join(ROWS["static"]),
     ),
     "shakespeare": Shipped(
         "all the plays as dialogue: the one to play with",
