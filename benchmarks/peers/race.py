@@ -33,8 +33,9 @@ LOAD = Path("/proc/loadavg")  # its fourth field begins with the number of threa
 
 def run(name: str, contestant: str, minutes: float, seed: int) -> dict[str, Any]:
     """Lets one contestant run, and returns its line."""
-    text, machine = texts.read(name), machine_card()
-    if others := waiting():
+    text = texts.read(name)
+    others, machine = waiting(), machine_card()  # whose threads spin for a while
+    if others:
         print(f"the machine is busy ({others} others want a core now): the times will not hold", file=sys.stderr)
     print(f"{contestant} on {name}, {minutes:g} min ...", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
