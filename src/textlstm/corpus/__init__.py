@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textlstm.config import CorpusConfig
-from textlstm.corpus.document import Document
+from textlstm.corpus.document import Document, head_of
 from textlstm.corpus.encoding import encode_part
 from textlstm.corpus.lanes import Batch, LaneReader, lanes_within, steps_per_epoch
 from textlstm.corpus.merge_dropout import MergeDropout, merges_of
@@ -99,13 +99,7 @@ class Part:
 
     def head(self, chars: int) -> tuple[str, ...]:
         """Its first characters, of each document those that belong to it."""
-        found, left = [], chars
-        for document in self.documents:
-            if left <= 0:
-                break
-            found.append(document.text[:left])
-            left -= len(found[-1])
-        return tuple(found)
+        return head_of((document.text for document in self.documents), chars)
 
     def stretches(self, places: Sequence[tuple[float, float]]) -> tuple[Document, ...]:
         """What lies between some places, given as shares of the part; each is moved on to the begin of a line."""

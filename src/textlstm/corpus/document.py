@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -16,3 +17,14 @@ class Document:
 
     name: str
     text: str
+
+
+def head_of(texts: Iterable[str], chars: int) -> tuple[str, ...]:
+    """The first characters of some texts, of each those that belong to it."""
+    found, left = [], chars
+    for text in texts:
+        if left <= 0:
+            break
+        found.append(text[:left])
+        left -= len(found[-1])
+    return tuple(found)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textlstm.config import CorpusConfig
-from textlstm.corpus.document import Document
+from textlstm.corpus.document import Document, head_of
 from textlstm.corpus.named import cache_dir
 from textlstm.corpus.sources import Piece, Source
 from textlstm.files import write_atomically
@@ -182,13 +182,7 @@ class StoredPart:
 
     def head(self, chars: int) -> tuple[str, ...]:
         """Its first characters, of each document those that belong to it."""
-        found, left = [], chars
-        for text in self._texts(self.start, min(self.end, self.start + 4 * chars)):
-            if left <= 0:
-                break
-            found.append(text[:left])
-            left -= len(found[-1])
-        return tuple(found)
+        return head_of(self._texts(self.start, min(self.end, self.start + 4 * chars)), chars)
 
     def alphabet(self) -> str:
         """Its characters, each once."""
