@@ -6,7 +6,7 @@
 FOLDER holds the true tinyshakespeare.txt; the text rebuilt from the plays is refused. Each finished run adds a line to
 `benchmarks/results/records.jsonl`: the command, the seed, the held-out score with its protocol, steps, operations and
 the machine. A run that was stopped goes on from its run folder (`--runs`), and one that stands in the file is not
-repeated. The held-out text is scored once, at the end, and chooses nothing.
+repeated. The held-out text chooses nothing: it is scored as a whole at the end.
 """
 
 from __future__ import annotations
