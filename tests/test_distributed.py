@@ -66,7 +66,8 @@ def test_what_torch_says_when_a_rank_is_gone(message):
 
 # --- the same numbers ------------------------------------------------------------------------------------------------
 
-# Trains under several configurations; then stops at step 7, takes up the checkpoint and ends in the same bits.
+# Trains under several configurations; then stops at step 7, takes up the checkpoint and ends in the same bits; then is
+# told at step 20, by the first rank alone, to take 60 steps in all.
 RANK = """
 import hashlib, json
 import numpy as np
@@ -104,6 +105,9 @@ with joined() as group:
     second = trainer(group, base, 1153)
     second.restore(group.share_checkpoint(kept[0]))
     resumed = run(second)
+    longer = trainer(group, base, 1153)
+    longer.run(Callbacks(recount=lambda step: 60 if group.rank == 0 and step == 20 else 0))
+    assert (longer.step, longer.config.steps) == (60, 60)
     if group.rank == 0:
         print(json.dumps({"runs": found, "resumed": resumed}))
 """

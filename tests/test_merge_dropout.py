@@ -12,7 +12,7 @@ from textlstm.corpus import LaneReader, MergeDropout, read_corpus
 from textlstm.corpus.merge_dropout import split
 from textlstm.run.loop import lane_reader
 from textlstm.tokenizer import BPETokenizer, make_tokenizer
-from textlstm.trainer import Trainer
+from textlstm.trainer import Callbacks, Trainer
 
 TEXT = "the other mother and the father of the brother, and then there was another one of them\n" * 40
 TOKENIZER = BPETokenizer.train(TEXT, 320)
@@ -74,13 +74,13 @@ def test_the_rate_falls_to_nothing_at_four_fifths():
     dropout = MergeDropout(PARTS_V2, 0.2, 1000)
     assert [dropout.rate_at(step) for step in (0, 400, 800, 1000)] == pytest.approx([0.2, 0.1, 0.0, 0.0])
     ids = TOKENIZER.encode(TEXT)
-    assert dropout.applied(ids, 800, np.random.default_rng(0)) is ids
+    assert dropout.applied(ids, 0.0, np.random.default_rng(0)) is ids
 
 
 def test_long_texts_fall_apart_in_stretches(monkeypatch):
     monkeypatch.setattr("textlstm.corpus.merge_dropout._CHUNK", 100)
     ids = TOKENIZER.encode(TEXT)
-    fallen = MergeDropout(PARTS_V2, 0.5, 10).applied(ids, 0, np.random.default_rng(0))
+    fallen = MergeDropout(PARTS_V2, 0.5, 10).applied(ids, 0.5, np.random.default_rng(0))
     assert TOKENIZER.decode_bytes(fallen) == TEXT.encode() and len(fallen) > 1.3 * len(ids)
 
 
@@ -172,6 +172,47 @@ def test_what_was_left_out_of_a_pass_is_the_same_after_a_stop():
         second = reader(0.4, 300)
         second.load_state_dict(state)
         assert began + batches(second, 250 - stop) == whole
+
+
+def test_a_pass_stays_the_same_when_the_run_is_lengthened_in_it():
+    def lengthened(number):
+        ours = reader(0.4, 300)
+        began = batches(ours, number)
+        ours.recount(450)
+        return ours, began
+
+    for number in (1, 40, 111):
+        first, began = lengthened(number)
+        second = reader(0.4, 450)
+        second.load_state_dict(first.state_dict())
+        rest = batches(first, 449 - number)
+        assert began == batches(reader(0.4, 300), number) and batches(second, 449 - number) == rest
+        assert first.epoch > 2 and first.stretch == 1.0
+    ours, _ = lengthened(111)
+    assert next(ours) and ours.stretch > 1.0
+    while ours._batches < 300:
+        next(ours)
+    assert ours.stretch > 1.0  # 80 % of 300 are over, those of 450 are not
+
+
+def test_what_was_fetched_ahead_of_another_number_of_steps_is_fetched_again():
+    def nats(ahead, at):
+        train = TrainConfig(steps=120, batch_size=2, seq_len=16, jitter=0.5, patience=0, eval_every=1)
+        ours = Trainer(ModelConfig(vocab_size=320, embed_size=4, hidden_size=4), train, reader(0.5, 120), None)
+        ours._fetches_ahead = ahead
+        costs = []
+        ours.run(
+            Callbacks(
+                on_step=lambda report: costs.append((report.epoch, report.nats)),
+                recount=lambda step: 90 if step == at else 0,
+            )
+        )
+        return costs
+
+    border = [epoch for epoch, _ in nats(False, 0)].index(2)
+    for at in (border - 1, border, border + 1):
+        assert nats(False, at) == nats(True, at) and len(nats(True, at)) == 90
+    assert nats(True, border) != nats(True, 0)[:90]
 
 
 def test_without_a_rate_nothing_changes():

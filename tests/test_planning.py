@@ -12,8 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from textlstm import planning
+from textlstm.autopilot import Timetable, pace
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import read_corpus
 from textlstm.errors import Interrupted, RunError
@@ -168,6 +171,63 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
     else:
         assert machine.now == pytest.approx(60 * minutes, rel=0.1)
     assert ("sample_chars" in settings[0]) == (chosen is not corpus)
+
+
+class Changing(Clocked):
+    """A loop on a machine that becomes so many times as fast after some of its time."""
+
+    def __init__(self, train: TrainConfig, step: float, at: float, times: float) -> None:
+        super().__init__(train, step, 0.0, 0.0)
+        self._at, self._times = at, times
+
+    def recount(self, steps: int) -> None:
+        self.config = self.config.replace(steps=steps)
+
+    def advance(self) -> StepReport:
+        if self.now >= self._at:
+            self._at, self._step = np.inf, self._step / self._times
+        return super().advance()
+
+
+@pytest.mark.parametrize("steps", [300, 3_000, 100_000])
+@pytest.mark.parametrize(
+    ("share", "times"),
+    [(0, 1), (0, 1.04), (0, 0.96), (0, 1.9), (0, 1.4), (0, 0.7), (0, 0.55), (0.2, 1.5), (0.2, 0.6), (0.3, 0.7)],
+)
+def test_a_run_ends_in_time_on_a_machine_that_changes(steps, share, times):
+    loop = Changing(TrainConfig(steps=steps, patience=0), 0.01, share * steps * 0.01, times)
+    planned = steps * 0.01
+    timetable, looks = Timetable(planned + 7, 7, steps, 10 * steps), [(0, 0.0)]
+
+    def recount(step: int) -> int:
+        looks.append((step, loop.now))
+        return timetable.recount(looks, loop.config.steps)
+
+    loop.run(Callbacks(recount=recount))
+    assert loop.now == pytest.approx(planned, rel=0.1)
+    assert (loop.step == steps) == (abs(times - 1) < 0.05)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_another_number_of_steps_is_one_that_the_plan_can_bear(data):
+    planned = data.draw(st.integers(1, 10**6))
+    steps = data.draw(st.integers(max(1, planned // 2), 2 * planned))
+    step = data.draw(st.integers(1, steps))
+    passed = data.draw(st.floats(1e-3, 1e6))
+    timetable = Timetable(data.draw(st.floats(1, 1e6)), data.draw(st.floats(0, 1e5)), planned, 3 * planned // 2)
+    wanted = timetable.recount([(0, 0.0), (step, passed)], steps)
+    if not steps <= 10 * step <= 5 * steps:
+        assert wanted == steps
+    if wanted != steps:
+        assert step < wanted and planned // 2 <= wanted <= max(step + 1, 3 * planned // 2)
+        assert abs(wanted - steps) > steps / 20
+
+
+def test_the_end_is_told_by_the_pace_of_the_later_half():
+    looks = [(10, 5.0), (20, 100.0), (30, 110.0), (40, 120.0)]
+    assert pace(looks[:2]) == 9.5 and pace(looks) == 1.0
+    assert Timetable(200.0, 30.0, 100, 1000).projected(looks, 100) == 120 + 60 + 30
 
 
 def test_a_plan_that_begins_from_a_model_says_whose_shape_it_is(book, tmp_path, monkeypatch):

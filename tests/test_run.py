@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from textlstm import metrics
+from textlstm import autopilot, metrics
 from textlstm.config import ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Document, Part, Tokens, read_corpus
 from textlstm.engine.torch import TorchEngine
@@ -39,7 +40,7 @@ from textlstm.scoring.parts import FITTED_ON, FITTING_READS, fitted_temperature
 from textlstm.state import State
 from textlstm.tokenizer import gpt2_tokenizer
 from textlstm.trainer import Trainer
-from textlstm.view import PlainView, View, choose_view, error_console
+from textlstm.view import Facts, LiveView, PlainView, View, choose_view, error_console
 
 TRUE_FILE = Path(os.environ.get("TEXTLSTM_CORPORA", "nowhere"), "tinyshakespeare.txt")
 TAUGHT = "the river ran under an old stone bridge and nobody knew who had built it or why they never came back"
@@ -315,7 +316,13 @@ def test_info_of_a_run_that_is_not_over(book, tmp_path, run):
     amend_card(folder / "model.safetensors", {"step": 10})  # as if the development part had chosen these weights
     told = run("info", folder).out
     assert "book.txt, the user's own text, 17,100 characters\n" in told  # of an unknown licence
-    assert f"training  {STEPS} steps" in told and "not over" not in told
+    assert f"training  {STEPS} steps, weights of step 10, " in told and "not over" not in told
+
+
+def test_a_run_that_ended_by_patience_tells_the_steps_it_took(book, tmp_path):
+    result = train(request(book, tmp_path / "run", settings={"lr": 5.0, "patience": 1, "eval_every": 2}))
+    card = read_model(result.model).card
+    assert card["step"] < card["steps"] == result.steps < STEPS == card["train"]["steps"]
 
 
 def test_sigterm_has_its_own_exit_code(book, tmp_path):
@@ -549,6 +556,67 @@ def test_numbers_that_are_not_finite_are_null_in_the_log(book, tmp_path, monkeyp
     assert Model.load(result.model).card["chosen_by"] == "end of the run: no look gave a finite number"
 
 
+@pytest.mark.parametrize("stops", [(), (5,), (13,), (5, 33)])
+def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book, tmp_path, monkeypatch, stops):
+    """The steps were counted at step 10; a checkpoint of there knows of it, and passes that had begun stay theirs."""
+    propose = autopilot.propose
+    monkeypatch.setattr("textlstm.autopilot.propose", lambda s, chars, peak, fixed: propose(1.0, chars, 1e9, fixed))
+    monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
+    monkeypatch.setattr(
+        "textlstm.autopilot.Timetable.recount", lambda self, looks, steps: 56 if looks[-1][0] == 10 else steps
+    )
+    options = {"tokenizer": "bpe", "vocab_size": 300, "merge_dropout": 0.4, "checkpoint_every": 100}
+    asked = {"minutes": 0.01, "settings": options}
+    view = Watch()
+    whole = train(request(book, tmp_path / "whole", None, **asked), view)
+    assert whole.steps == len(view.steps) == 56 and whole.config["train"]["steps"] == 56
+    assert {path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()} == {"step-10", "step-56"}
+    assert [line for line in log_of(tmp_path / "whole") if line["event"] == "recount"] == [
+        {"event": "recount", "step": 10, "steps": 56}
+    ]
+    assert view.notices.count("the machine is faster than expected: 56 steps in all instead of 40") == 1
+    card = read_model(whole.model).card
+    assert (card["steps"], card["train"]["steps"]) == (56, 56)
+    for stop in stops:
+        with pytest.raises(Interrupted, match="of 40" if stop < 10 else "of 56"):
+            train(request(book, tmp_path / "run", None, **asked, resume=stop != stops[0]), Watch((stop,)))
+    again = train(request(book, tmp_path / "run", None, **asked, resume=bool(stops)))
+    assert again.steps == 56 and same_weights(tmp_path / "whole", tmp_path / "run")
+    assert train(request(book, tmp_path / "run", None, **asked, resume=True)) == again
+
+
+def test_where_the_new_number_of_steps_cannot_be_kept_it_stays_the_old_one(book, tmp_path, monkeypatch):
+    monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 24)
+    monkeypatch.setattr("textlstm.autopilot.Timetable.recount", lambda self, looks, steps: 30)
+    written = []
+
+    def refuse(path, data):
+        written.append(path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("textlstm.run.loop.insist", lambda write: write())
+    monkeypatch.setattr("textlstm.run.loop.write_atomically", refuse)  # loss.svg, too
+    result = train(request(book, tmp_path / "run", None, minutes=0.01))
+    assert [path.name for path in written].count("config.json") == 2
+    assert result.steps == 24 == json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"]
+    assert result.config["train"]["steps"] == 24
+
+
+@pytest.mark.parametrize(("kind", "told"), [(PlainView, ["step 11/56"]), (LiveView, ["11 of 56", "20 %"])])
+def test_views_follow_when_the_steps_are_counted_again(kind, told):
+    out = io.StringIO()
+    console = Console(file=out, width=100)
+    facts = Facts("title", (), 40, 2.0, 1.0, 1.0, "text", flops_per_token=1, peak=1.0)
+    with kind(console) as view:
+        view.begin(facts, 0)
+        for step in range(1, 12):
+            view.step(step, 1.0, 0.1, 1, 100, 0.5)
+            if step == 10:
+                view.recount(56)
+        view.look(11, None, False)
+    assert all(words in out.getvalue() for words in told)
+
+
 @pytest.mark.parametrize(("minutes", "told"), [(1e-4, 1), (1e4, 0)])
 def test_a_run_far_behind_its_plan_says_so_once(book, tmp_path, monkeypatch, minutes, told):
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: STEPS)  # as a faster machine would plan
@@ -597,6 +665,8 @@ def test_out_must_be_new(book, tmp_path):
         ({"settings": {"val": "few.txt", "val_chars": 100}}, UsageError, "one way to hold text out"),
         ({"settings": {"val": "few.txt", "val_fraction": 0.2}}, UsageError, "--val, --val-chars or --val-fraction"),
         ({"settings": {"val_chars": 0, "val_fraction": 0.1}}, UsageError, "one way to hold text out"),
+        ({"settings": {"val": "few.txt", "max_val_chars": 9}}, UsageError, "--max-val-chars bounds a share"),
+        ({"settings": {"val_chars": 100, "max_val_chars": 9}}, UsageError, "--max-val-chars bounds a share"),
     ],
 )  # fmt: skip
 def test_bad_requests_leave_no_folder(book, tmp_path, changes, error, told):
@@ -963,14 +1033,15 @@ def test_the_development_part_calibrates_the_model(tmp_path):
 class Told:
     """A predictor whose costs at a temperature are told."""
 
-    def __init__(self, cost: float, reads: list[int]) -> None:
-        self.config, self.cost, self.reads = ModelConfig(vocab_size=8, boundary=False), cost, reads
+    def __init__(self, cost: float, reads: list[int], read: set[int]) -> None:
+        self.config, self.cost, self.reads, self.read = ModelConfig(vocab_size=8, boundary=False), cost, reads, read
 
     def zero_state(self, rows):
         return State.zeros(self.config, rows)
 
     def nll(self, x_BT, y_BT, state):
         self.reads.append(x_BT.size)
+        self.read.update(np.unique(x_BT).tolist())
         return np.full(y_BT.shape, self.cost), state
 
 
@@ -987,9 +1058,12 @@ class Told:
 )
 def test_a_temperature_that_gains_something_or_none(tokens, cost, expected):
     reads: list[int] = []
-    parts = Tokens(np.zeros(3000, np.int32), np.zeros(tokens, np.int32), np.zeros(0, np.int32))
-    assert fitted_temperature(lambda t: Told(cost(t), reads), parts) == pytest.approx(expected, abs=0.011)
+    read: set[int] = set()
+    training = np.repeat(np.array([1, 2], np.int32), 1500)  # its end comes before what is scored
+    parts = Tokens(training, np.zeros(tokens, np.int32), np.zeros(0, np.int32))
+    assert fitted_temperature(lambda t: Told(cost(t), reads, read), parts) == pytest.approx(expected, abs=0.011)
     assert sum(reads) <= FITTING_READS * (min(tokens, FITTED_ON) + 16 * metrics.WARM_UP)
+    assert read == (set() if tokens < 1000 else {0, 2})
 
 
 def test_training_goes_on_without_the_calibration(book, tmp_path):

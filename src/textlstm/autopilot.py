@@ -1,8 +1,8 @@
 """The rule behind `--minutes`: from a time and a text to a vocabulary, a size, a regularisation and a number of steps.
 
 The machine is measured first (`trainer.speed`): its peak rate of matrix multiplication, then real training steps of
-the size that the rule proposes. Then everything is fixed, so that a run's result follows from its configuration and
-seed alone. This module only decides; it measures nothing, so that it can be tested with any machine.
+the size that the rule proposes. Then everything is fixed but the number of steps, which is counted again while the run
+is young (`Timetable`). This module only decides; it measures nothing, so that it can be tested with any machine.
 
 The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of text; `docs/autopilot.md` says it at
 length, `docs/log.md` has the runs):
@@ -26,7 +26,7 @@ length, `docs/log.md` has the runs):
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,6 +239,66 @@ def steps_within(
 
 
 _SMALL_THINGS = 0.03  # share of a step's time that goes into the log, the screen and the memory
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """When a run that was planned for a time has to end, and how many steps it may take until then.
+
+    A machine is not always as fast as in the two seconds in which it was measured: laptops grow hot, other programs
+    begin and end. Of nine runs of three minutes on a shared machine three ended 11 to 29 % early.
+
+    Attributes:
+        seconds: that the run may take.
+        ending: seconds of them that what comes after the last step takes.
+        steps: as many as were planned.
+        most_steps: beyond which the text teaches no more.
+    """
+
+    seconds: float
+    ending: float
+    steps: int
+    most_steps: int
+
+    def recount(self, looks: Sequence[tuple[int, float]], steps: int) -> int:
+        """How many steps the run should take in all.
+
+        Counted between a tenth and half of the run: before, too little is known; after, the learning rate falls too
+        fast for its schedule to be stretched. Never fewer than half or more than twice of what was planned, for which
+        everything else was chosen.
+
+        Args:
+            looks: steps done and seconds passed, at the first step and at each look.
+            steps: of the whole run, as it stands.
+
+        Returns:
+            Another number of steps where the run would miss its end by a twentieth of them, else the same one.
+        """
+        step, passed = looks[-1]
+        if not 0.1 <= step / steps <= 0.5:
+            return steps
+        fit = step + int(max(0.0, self.seconds - self.ending - passed) / pace(looks))
+        wanted = max(step + 1, min(max(fit, self.steps // 2), 2 * self.steps, self.most_steps))
+        return steps if abs(wanted - steps) <= steps / 20 else wanted
+
+    def projected(self, looks: Sequence[tuple[int, float]], steps: int) -> float:
+        """Seconds that the run will have taken at this pace.
+
+        Args:
+            looks, steps: as `recount` takes them.
+        """
+        step, passed = looks[-1]
+        return passed + pace(looks) * (steps - step) + self.ending
+
+
+def pace(looks: Sequence[tuple[int, float]]) -> float:
+    """Seconds per step, looks and checkpoints included, over the later half of the looks.
+
+    Args:
+        looks: steps done and seconds passed, at the first step and at each look; two of them at least.
+    """
+    (first, before), (last, after) = looks[(len(looks) - 1) // 2], looks[-1]
+    return (after - before) / (last - first)
 
 
 def anchor(train_N: Ids, held_out_M: Ids, vocab: int, chars: int) -> float:

@@ -40,6 +40,7 @@ class Plan:
     Attributes:
         reasons: what was chosen, and why, after the steps were counted.
         predicted: nats per character of the held-out text that the run should end with; None where nobody knows.
+        timetable: when it has to end, after the steps were counted.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Plan:
         self._peak = planning_peak(device, precision)
         self.reasons: list[str] = []
         self.predicted: float | None = None
+        self.timetable: autopilot.Timetable | None = None
         self._merges_fall = True
         self._begun = self._text_bounds = False
         self._asked: frozenset[str] = frozenset()  # settings of the network that the user made
@@ -141,7 +143,9 @@ class Plan:
         fit = autopilot.steps_within(self._left - encoding, per_step, final, look, save, *spacing)
         tokens = int(corpus.train.num_chars / chars_per_token)
         passes = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
-        train = train.replace(steps=min(fit, math.ceil(autopilot.MOST_EPOCHS * passes)))
+        most = math.ceil(autopilot.MOST_EPOCHS * passes)
+        train = train.replace(steps=min(fit, most))
+        self.timetable = autopilot.Timetable(60 * self.minutes, final + save, train.steps, most)
         if self._merges_fall and (tokenizer.parts() >= 0).any():
             rate = autopilot.merge_dropout(train.steps / passes, tokens / model.vocab_size)
             train = train.replace(merge_dropout=rate)

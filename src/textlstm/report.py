@@ -178,8 +178,10 @@ def _beginning(card: Mapping[str, Any]) -> str:
 def _training(card: Mapping[str, Any]) -> str:
     """How a model was trained, in words; its `step` is that of its weights, which may be the best of a longer run."""
     parts = [f"{card['steps']:,} steps"] if "steps" in card else []
-    if card.get("over") is False and card["step"] is not None:
-        parts = [f"step {card['step']:,} of {card['steps']:,}, not over"]
+    if (step := card.get("step")) is not None and card.get("over") is False:
+        parts = [f"step {step:,} of {card['steps']:,}, not over"]
+    elif step is not None and step < card["steps"]:
+        parts.append(f"weights of step {step:,}")
     if "seconds" in card:
         parts.append(f"{card['seconds'] / 60:.1f} minutes")
     return ", ".join([*parts, *([str(card["date"])] if "date" in card else [])])

@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
@@ -70,6 +71,9 @@ class View(AbstractContextManager["View"]):
     def step(self, step: int, nats: float, lr: float, epoch: int, tokens: int, seconds: float) -> None:
         """A step is done: its loss in nats per token, and the tokens and seconds it took."""
 
+    def recount(self, steps: int) -> None:
+        """The run will take another number of steps in all."""
+
     def look(self, step: int, dev: Score | None, best: bool) -> None:
         """The development part was scored."""
 
@@ -108,6 +112,10 @@ class PlainView(View):
 
     def step(self, step: int, nats: float, lr: float, epoch: int, tokens: int, seconds: float) -> None:
         self._rate.add(nats, tokens, seconds)
+
+    def recount(self, steps: int) -> None:
+        assert self._facts is not None
+        self._facts = dataclasses.replace(self._facts, steps=steps)
 
     def look(self, step: int, dev: Score | None, best: bool) -> None:
         assert self._facts is not None
@@ -183,6 +191,11 @@ class LiveView(View):
             "learning rate": f"{lr:.2e}",
         }
         self._draw(force=step == facts.steps)
+
+    def recount(self, steps: int) -> None:
+        assert self._facts is not None
+        self._facts = dataclasses.replace(self._facts, steps=steps)
+        self._bar.update(self._task, total=steps)
 
     def look(self, step: int, dev: Score | None, best: bool) -> None:
         if dev is not None and self._facts is not None:

@@ -8,7 +8,9 @@ asked at generation: to begin from nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +102,8 @@ class LaneReader:
         self.lane_len = len(ids) // self.batch_size
         self._seed, self._rng = seed, np.random.default_rng(seed)
         self.epoch = 0
-        self._batches = self._epoch_began = 0  # batches read, and before this pass
+        self._batches = 0
+        self._rate = 0.0  # of the merge dropout of this pass
         self._position = self.lane_len  # as if an epoch had just ended
         self._starts_B = np.zeros(self.batch_size, dtype=np.int64)
 
@@ -134,7 +137,7 @@ class LaneReader:
 
     def _begin_epoch(self) -> None:
         self.epoch += 1
-        self._epoch_began = self._batches
+        self._rate = 0.0 if self._merge_dropout is None else self._merge_dropout.rate_at(self._batches)
         self._take_ids()
         N = len(self._ids)
         starts = int(self._rng.integers(N)) + np.arange(self.batch_size) * self.lane_len
@@ -143,28 +146,32 @@ class LaneReader:
         self._position = 0
 
     def _take_ids(self) -> None:
-        """The ids of this pass, which follow from its number and where in the run it began."""
+        """The ids of this pass, which follow from its number and its rate of merge dropout."""
         if self._merge_dropout is not None:
             random = np.random.default_rng([self._seed, self.epoch])
-            self._ids = self._merge_dropout.applied(self._text, self._epoch_began, random)
+            self._ids = self._merge_dropout.applied(self._text, self._rate, random)
             self.lane_len = len(self._ids) // self.batch_size
+
+    def recount(self, steps: int) -> None:
+        """From the next pass on, lets tokens fall apart as in a run of another number of steps."""
+        if self._merge_dropout is not None:
+            self._merge_dropout = dataclasses.replace(self._merge_dropout, steps=steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the reader stands, as JSON values."""
         return {
             "epoch": self.epoch,
             "batches": self._batches,
-            "epoch_began": self._epoch_began,
+            "merge_dropout": self._rate,
             "position": self._position,
             "starts": self._starts_B.tolist(),
             "rng": self._rng.bit_generator.state,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to where another reader of the same stream stood."""
         self.epoch, self._position = state["epoch"], state["position"]
-        # Older checkpoints have neither, and leave no merges out.
-        self._batches, self._epoch_began = state.get("batches", 0), state.get("epoch_began", 0)
+        self._batches, self._rate = state["batches"], state["merge_dropout"]
         if self.epoch:
             self._take_ids()
         self._starts_B = np.array(state["starts"], dtype=np.int64)

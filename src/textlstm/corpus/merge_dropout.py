@@ -56,18 +56,17 @@ class MergeDropout:
         """The probability of a pass that begins at a step: it falls along a line to 0 at 80 % of the run."""
         return self.rate * max(0.0, 1 - step / (_ENDS * self.steps))
 
-    def applied(self, ids_N: NDArray[Any], step: int, random: np.random.Generator) -> NDArray[Any]:
-        """The text as it is read in a pass that begins at a step.
+    def applied(self, ids_N: NDArray[Any], rate: float, random: np.random.Generator) -> NDArray[Any]:
+        """The text as it is read in a pass.
 
         Args:
             ids_N: the text.
-            step: steps done before the pass.
+            rate: the probability of this pass.
             random: source of what falls apart.
 
         Returns:
             The ids, shape (M,), M >= N; they write the same bytes.
         """
-        rate = self.rate_at(step)
         if rate == 0:
             return ids_N
         starts = range(0, len(ids_N), _CHUNK)

@@ -110,6 +110,7 @@ def begin(
         asked_of(request) | ({} if minutes is None else {"minutes": minutes}),
         None if plan is None else plan.predicted,
         None if initial is None else began_from(str(request.init_from), initial),
+        None if plan is None else plan.timetable,
     )
     return setup, corpus, tokenizer, device
 

@@ -95,7 +95,7 @@ class Run:
         self.shown = "development" if self.chooses else "held-out" if whole else "held-out (begin)"
         self.best_step: int | None = None
         self._signals = Signals(view.notice, hold=group.size > 1)
-        self._began = (0, 0.0)  # step and time at which training began here
+        self._looks: list[tuple[int, float]] = []  # steps and seconds of the run where training began, and at each
         self._told_late = False
         self._failing: set[str] = set()  # what could not be written the last time
         self._told_skipped: set[str] = set()  # why steps were skipped, as far as it was told
@@ -146,10 +146,7 @@ class Run:
         """
         gc.collect()
         self._lightened = True
-        self.setup = dataclasses.replace(self.setup, train=train)
-        insist(
-            lambda: write_atomically(self.folder / "config.json", json.dumps(self.setup.to_dict(), indent=1).encode())
-        )
+        self._set_train(train)
         checkpoint = load_newest(self.folder / "checkpoints", self.view.notice)
         where = "the beginning" if checkpoint is None else f"step {checkpoint.step}"
         self.view.notice(f"memory ran out; going on from {where}: {portions(train)}")
@@ -172,13 +169,14 @@ class Run:
         self.view.begin(self._facts(), trainer.step)
         if (lanes := trainer.reader.batch_size) < self.setup.train.batch_size:
             self.view.notice(f"the text is short: {lanes} lanes instead of {self.setup.train.batch_size}")
-        self._began = (trainer.step, time.perf_counter())
+        self._looks = [(trainer.step, self.seconds)]
         callbacks = Callbacks(
             on_step=self._on_step,
             on_look=self._on_look,
             save=self._save,
             stop=self._signals.reason,
             reached=self._reached,
+            recount=self._recount,
         )
         with self._signals:
             return trainer, trainer.run(callbacks)
@@ -290,7 +288,6 @@ class Run:
             self.best_step = look.step
             self._write_model(network, look.step, {"dev": record.get("dev")})
         self.view.look(look.step, look.dev, look.best)
-        self._watch_plan(look.step)
         every = self.setup.train.sample_every
         finite = look.dev is None or math.isfinite(look.dev.nats)  # else the logits are not, and nothing can be drawn
         if finite and (every is None or look.step % every == 0):
@@ -303,20 +300,40 @@ class Run:
         picture = loss_svg(self.train_curve, self.dev_curve, self.shown).encode()
         self._attempt("loss.svg", lambda: write_atomically(self.folder / "loss.svg", picture))
 
-    def _watch_plan(self, step: int) -> None:
-        """Says once if a run that was planned for a time falls far behind it."""
-        minutes, steps = self.setup.asked.get("minutes"), self.setup.train.steps
-        first, began = self._began
-        if minutes is None or self._told_late or step - first < steps / 10 or step == steps:
-            return
-        per_step = (time.perf_counter() - began) / (step - first)
-        projected = (self.seconds + per_step * (steps - step)) / 60
-        if projected > 1.25 * minutes:
+    def _recount(self, step: int) -> int:
+        """Counts again the steps of a run that was planned for a time; it says so if their number changes.
+
+        Where it is too late for that, a run that falls far behind is told of once.
+        """
+        timetable, steps, looks = self.setup.timetable, self.setup.train.steps, self._looks
+        looks.append((step, self.seconds))
+        if timetable is None:
+            return steps
+        wanted = timetable.recount(looks, steps)
+        if wanted != steps:
+            try:
+                self._set_train(self.setup.train.replace(steps=wanted))
+            except OSError:  # asked again at the next look; until then the folder and the run agree
+                return steps
+            pace = "faster" if wanted > steps else "slower"
+            self.view.notice(f"the machine is {pace} than expected: {wanted:,} steps in all instead of {steps:,}")
+            self.view.recount(wanted)
+            self._log({"event": "recount", "step": step, "steps": wanted})
+        projected, planned = timetable.projected(looks, wanted), timetable.seconds
+        if projected > 1.25 * planned and 2 * step > wanted and not self._told_late:
             self._told_late = True
             self.view.notice(
-                f"slower than when this machine was measured: about {duration(projected)} in all instead of "
-                f"{duration(minutes)}; other programs may be using it (Ctrl-C saves)"
+                f"slower than when this machine was measured: about {duration(projected / 60)} in all instead of "
+                f"{duration(planned / 60)}; other programs may be using it (Ctrl-C saves)"
             )
+        return wanted
+
+    def _set_train(self, train: TrainConfig) -> None:
+        """Changes how the run goes on; from here on it follows from `config.json` again."""
+        setup = dataclasses.replace(self.setup, train=train)
+        data = json.dumps(setup.to_dict(), indent=1).encode()
+        insist(lambda: write_atomically(self.folder / "config.json", data))
+        self.setup = setup
 
     def _samples(self, network: RecurrentLM) -> list[str]:
         return samples_of(network, self.tokenizer, 1 if self._copies is None else SAMPLES)
@@ -456,7 +473,7 @@ class Run:
             **({} if asked is None else {CALIBRATION: asked}),
             "step": step,
             "steps": self.setup.train.steps,
-            "train": self.setup.train.to_dict() | {"tokenizer": Path(self.setup.train.tokenizer).name},
+            "train": self._settings,
             "seconds": round(self.seconds, 3),
             "machine": {
                 "processor": processor(),
@@ -469,6 +486,11 @@ class Run:
             "command": self.request.command,
             "scores": dict(scores),
         }
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """How it is trained, for the card."""
+        return self.setup.train.to_dict() | {"tokenizer": Path(self.setup.train.tokenizer).name}
 
     def _chosen_by(self, step: int | None) -> str:
         if self.corpus.dev.num_chars:
@@ -530,7 +552,10 @@ class Run:
                     f"predicted before it began: {self.setup.predicted:.3f} nats per character, {off} this score"
                 )
         scores = {**file.card["scores"], **({"val": val} if val else {})}
-        card = {**file.card, "scores": scores, "seconds": round(self.seconds, 3), "over": True}
+        card = {
+            **file.card, "steps": trainer.step, "train": self._settings, "scores": scores,
+            "seconds": round(self.seconds, 3), "over": True,
+        }  # fmt: skip
         statistics = measure(file, self.tokens.train)  # what `--learn` will go by
         write_model(self.folder / MODEL_FILE, file.config, file.tokenizer, file.weights, card, statistics=statistics)
         values: dict[str, Any] = {

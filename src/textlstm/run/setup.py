@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from textlstm.autopilot import Timetable
 from textlstm.config import HELD_OUT, CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Rows, absolute
 from textlstm.errors import ConfigError, RunError, UsageError
@@ -101,6 +103,7 @@ class Setup:
         asked: the lengths, preset and target that were asked for, those of them that were.
         predicted: nats per character of the held-out text that `--minutes` expects; None where it cannot tell.
         began_from: what the card tells of the model begun from, which may be gone when the run is resumed.
+        timetable: when a run planned for a time has to end.
     """
 
     sources: Sequence[str]
@@ -114,6 +117,7 @@ class Setup:
     asked: Mapping[str, Any]
     predicted: float | None = None
     began_from: Mapping[str, Any] | None = None
+    timetable: Timetable | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -130,6 +134,7 @@ class Setup:
             "asked": dict(self.asked),
             "predicted": self.predicted,
             "began_from": None if self.began_from is None else dict(self.began_from),
+            "timetable": None if self.timetable is None else dataclasses.asdict(self.timetable),
         }
 
     @classmethod
@@ -147,6 +152,7 @@ class Setup:
             dict(values.get("asked", {})),
             values.get("predicted"),
             values.get("began_from"),
+            None if values.get("timetable") is None else Timetable(**values["timetable"]),
         )
 
     @classmethod
@@ -201,6 +207,8 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     """
     if sum(settings.get(name) is not None for name in HELD_OUT) > 1:
         raise UsageError("name one way to hold text out: --val, --val-chars or --val-fraction")
+    if "max_val_chars" in settings and settings.keys() & {"val", "val_chars"}:
+        raise UsageError("--max-val-chars bounds a share of the text; --val and --val-chars hold out what they say")
     kinds = (CorpusConfig, ModelConfig, TrainConfig)
     unknown = [name for name in settings if not any(name in kind.__dataclass_fields__ for kind in kinds)]
     if unknown:

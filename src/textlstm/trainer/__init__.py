@@ -120,7 +120,7 @@ class _Fetched:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a run does besides training. Each is called between steps, and none changes what a step computes.
+    """What a run does besides training. Each is called between steps; what a step computes, `recount` alone changes.
 
     Attributes:
         on_step: after each step.
@@ -128,6 +128,7 @@ class Callbacks:
         save: given a checkpoint when one is due.
         stop: a reason to stop now and save, or None.
         reached: given the averaged network at each look; True ends the run.
+        recount: given the steps done at each look; how many the whole run shall take, 0 for as many as planned.
     """
 
     on_step: Callable[[StepReport], None] = lambda report: None
@@ -135,6 +136,7 @@ class Callbacks:
     save: Callable[[Checkpoint], None] = lambda checkpoint: None
     stop: Callable[[], str | None] = lambda: None
     reached: Callable[[RecurrentLM], bool] = lambda network: False
+    recount: Callable[[int], int] = lambda step: 0
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -216,6 +218,18 @@ class Trainer:
         self.finished = False
         self._saved = time.monotonic()
 
+    def recount(self, steps: int) -> None:
+        """Lets the run take another number of steps in all, more than are done: schedules go on as if it always had.
+
+        Args:
+            steps: the number.
+        """
+        self.config = self.config.replace(steps=steps)
+        if self._ahead is not None:  # it may be the first of a pass
+            self.reader.load_state_dict(self._ahead.before)
+            self._ahead = None
+        self.reader.recount(steps)
+
     @property
     def look_every(self) -> int:
         """Steps between looks at the development part."""
@@ -245,10 +259,12 @@ class Trainer:
             while not self.finished:
                 report = self.advance()
                 callbacks.on_step(report)
+                recounted = False
                 if self.step % self.look_every == 0 or self.step == self.config.steps:
                     self._look_with(callbacks)
+                    recounted = not self.finished and self._recounted(callbacks)
                 reason, overdue = self._wishes(callbacks)
-                if self.step % self.checkpoint_every == 0 or self.finished or reason or overdue:
+                if self.step % self.checkpoint_every == 0 or self.finished or reason or overdue or recounted:
                     checkpoint = self.checkpoint()
                     with self.group.apart():
                         callbacks.save(checkpoint)
@@ -265,6 +281,14 @@ class Trainer:
         early = bool(self.config.patience) and self._stale >= self.config.patience
         reached = bool(self.group.largest(callbacks.reached(self.averaged)))  # asked at the last look too
         self.finished = reached or early or self.step == self.config.steps
+
+    def _recounted(self, callbacks: Callbacks) -> bool:
+        """Whether the number of steps was changed; a checkpoint is due then, since it says where that was."""
+        steps = int(self.group.largest(callbacks.recount(self.step)))
+        if steps in (0, self.config.steps):
+            return False
+        self.recount(steps)
+        return True
 
     def _wishes(self, callbacks: Callbacks) -> tuple[str | None, bool]:
         """Why to stop, if so, and whether a checkpoint is overdue; what one rank wishes, all do."""
