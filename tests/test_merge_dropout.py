@@ -195,6 +195,24 @@ def test_a_pass_stays_the_same_when_the_run_is_lengthened_in_it():
     assert ours.stretch > 1.0  # 80 % of 300 are over, those of 450 are not
 
 
+def test_a_checkpoint_of_before_says_where_its_pass_began():
+    first = reader(0.4, 300)
+    batches(first, 111)
+    state = first.state_dict()
+    began = 111 - next(n for n in range(111) if passed(n) == first.epoch)  # batches of this pass
+    del state["merge_dropout"]
+    second = reader(0.4, 300)
+    second.load_state_dict(state | {"epoch_began": 111 - began})
+    assert batches(second, 100) == batches(first, 100)
+
+
+def passed(number):
+    """The pass that a batch belongs to."""
+    ours = reader(0.4, 300)
+    batches(ours, number + 1)
+    return ours.epoch
+
+
 def test_what_was_fetched_ahead_of_another_number_of_steps_is_fetched_again():
     def nats(ahead, at):
         train = TrainConfig(steps=120, batch_size=2, seq_len=16, jitter=0.5, patience=0, eval_every=1)

@@ -202,6 +202,25 @@ def test_each_mark_is_looked_at_once():
     assert [seconds for seconds, _, _ in curve.points] == pytest.approx([0.9 * step for step in expected])
 
 
+def test_ours_is_scored_for_the_curve_when_its_run_is_over(tmp_path, monkeypatch):
+    """Its own clock would count the scores, and it would take fewer steps."""
+    monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path))
+    monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 200)
+    monkeypatch.setattr("textlstm.autopilot.Timetable.recount", lambda self, looks, steps: 150)
+    train, load, over = contestants.run.train, contestants.Model.load, []
+    monkeypatch.setattr(contestants.run, "train", lambda *asked: over.append(train(*asked)) or over[0])
+    monkeypatch.setattr(contestants.Model, "load", lambda *asked, **how: over and load(*asked, **how))
+    text = "".join(
+        f"the {number} lamps of the inn were lit, and number {number % 7} went out\n" for number in range(150)
+    )
+    result = contestants.by_textlstm(None, text, 0.005, 0)
+    points = result["curve"]
+    assert len(points) > 1 and result["seconds_of_scoring"] > 0 and result["steps"] == 150
+    assert [step for _, step, _ in points] == sorted({step for _, step, _ in points}) and points[-1][1] == 150
+    assert points[-1][2] == over[0].val["nats_per_char"] == result["nats_per_char"]
+    assert points[-1][0] == result["seconds"] >= points[-2][0]
+
+
 @pytest.mark.parametrize("kind", ["gpt", "lstm"])
 def test_a_baseline_learns_a_pattern(kind):
     torch.manual_seed(0)

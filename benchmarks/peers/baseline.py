@@ -64,11 +64,15 @@ class Curve:
     def look(self, step: int, score: Callable[[], float]) -> None:
         """Scores if a mark has passed since the last time."""
         seconds = self.clock.seconds
-        ahead = [mark for mark in self._marks if mark > seconds]
-        if len(ahead) < len(self._marks):
-            self._marks = ahead
+        if self.is_due(seconds):
             with self.clock.stop():
                 self.points.append((seconds, step, score()))
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether a mark has passed since this was asked the last time."""
+        ahead = [mark for mark in self._marks if mark > seconds]
+        passed, self._marks = len(ahead) < len(self._marks), ahead
+        return passed
 
 
 @dataclass(frozen=True)

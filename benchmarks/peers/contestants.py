@@ -15,11 +15,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +62,32 @@ def on_characters(name: str, text: str, minutes: float, seed: int) -> dict[str, 
 
 
 class Watch(View):
-    """Scores the model that lies in a run folder at each look when a mark has passed.
+    """Keeps the model that lies in a run folder at each look when a mark has passed: it is scored after the run.
+
+    A run that is planned for a time has a clock of its own, which nobody could stop while a score is taken.
 
     Args:
-        curve: what the scores are kept in.
+        curve: whose marks count.
         model: its file.
-        score: gives one.
     """
 
-    def __init__(self, curve: Curve, model: Path, score: Callable[[], float]) -> None:
-        self.curve, self.model, self.score_model, self.steps, self.seconds = curve, model, score, 0, 0.0
+    def __init__(self, curve: Curve, model: Path) -> None:
+        self._curve, self._model, self._steps = curve, model, 0
+        self.kept: list[tuple[float, int, Path]] = []  # seconds, steps, the model of then
 
     def begin(self, facts: Facts, step: int) -> None:
-        self.steps = facts.steps
+        self._steps = facts.steps
+
+    def recount(self, steps: int) -> None:
+        self._steps = steps
 
     def look(self, step: int, dev: Score | None, best: bool) -> None:
-        self.seconds = self.curve.clock.seconds
-        if step < self.steps and self.model.exists():  # the last score is the run's own
-            self.curve.look(step, self.score_model)
+        seconds = self._curve.clock.seconds
+        # The last score is the run's own.
+        if step < self._steps and self._model.exists() and self._curve.is_due(seconds):
+            copy = self._model.with_name(f"at-{step}.safetensors")
+            shutil.copyfile(self._model, copy)
+            self.kept.append((seconds, step, copy))
 
 
 def by_textlstm(preset: str | None, text: str, minutes: float, seed: int) -> dict[str, Any]:
@@ -90,18 +98,18 @@ def by_textlstm(preset: str | None, text: str, minutes: float, seed: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "text.txt"), Path(folder, "run")
         source.write_bytes(text.encode())
-
-        def score() -> float:
-            model = Model.load(out / MODEL_FILE, engine="torch")
-            return model.score(held_out, context=training[-CONTEXT:]).nats_per_char
-
-        watch, settings = Watch(curve, out / MODEL_FILE, score), {"val_chars": len(held_out), "seed": seed}
+        watch, settings = Watch(curve, out / MODEL_FILE), {"val_chars": len(held_out), "seed": seed}
         request = run.Request([str(source)], out, minutes, preset=preset, settings=settings, started=began)
         result = run.train(request, watch)
+        seconds = curve.clock.seconds
+        with curve.clock.stop():
+            for passed, step, path in watch.kept:
+                score = Model.load(path, engine="torch").score(held_out, context=training[-CONTEXT:])
+                curve.points.append((passed, step, score.nats_per_char))
     assert result.val is not None
     nats = result.val["nats_per_char"]
-    curve.points.append((watch.seconds, result.steps, nats))
-    return _result(result.params, result.steps, watch.seconds, curve, nats)
+    curve.points.append((seconds, result.steps, nats))
+    return _result(result.params, result.steps, seconds, curve, nats)
 
 
 def _result(params: int, steps: int, seconds: float, curve: Curve, nats: float) -> dict[str, Any]:

@@ -246,7 +246,7 @@ class Timetable:
     """When a run that was planned for a time has to end, and how many steps it may take until then.
 
     A machine is not always as fast as in the two seconds in which it was measured: laptops grow hot, other programs
-    begin and end. Of nine runs of three minutes on a shared machine three ended 11 to 29 % early.
+    begin and end. Of eight runs of three minutes on a shared machine one ended some 45 s early, another 20 s.
 
     Attributes:
         seconds: that the run may take.
@@ -264,8 +264,8 @@ class Timetable:
         """How many steps the run should take in all.
 
         Counted between a tenth and half of the run: before, too little is known; after, the learning rate falls too
-        fast for its schedule to be stretched. Never fewer than half or more than twice of what was planned, for which
-        everything else was chosen.
+        fast for its schedule to be stretched. Never fewer than half of what was planned: a process that was stopped
+        for a while only seems slow. More are right, up to what the text bears: the peak chose all else.
 
         Args:
             looks: steps done and seconds passed, at the first step and at each look.
@@ -278,7 +278,7 @@ class Timetable:
         if not 0.1 <= step / steps <= 0.5:
             return steps
         fit = step + int(max(0.0, self.seconds - self.ending - passed) / pace(looks))
-        wanted = max(step + 1, min(max(fit, self.steps // 2), 2 * self.steps, self.most_steps))
+        wanted = max(step + 1, min(max(fit, self.steps // 2), self.most_steps))
         return steps if abs(wanted - steps) <= steps / 20 else wanted
 
     def projected(self, looks: Sequence[tuple[int, float]], steps: int) -> float:

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from textlstm.errors import ConfigError
 
+UNBOUNDED = ("val", "val_chars")  # of CorpusConfig: what is held out by them, `max_val_chars` does not bound
 HELD_OUT = ("val", "val_chars", "val_fraction")  # of CorpusConfig: the first that is set says what is held out
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0  # that the logits of a finished model may be divided by
 
@@ -130,6 +131,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         settings |= part
     for name in [name for name in HELD_OUT if settings.get(name) is not None][1:]:
         del settings[name]  # a run's file has every field, also those that did not count
+    if any(settings.get(name) is not None for name in UNBOUNDED):
+        settings.pop("max_val_chars", None)
     if not settings:
         raise ConfigError(f"{path} is no configuration: none of the sections corpus, model and train is in it")
     return settings

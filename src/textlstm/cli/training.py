@@ -152,7 +152,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     settings |= given(TrainConfig, values)
     if steps is None and values["minutes"] is None and values["epochs"] is None:
         steps = stored.get("steps")
-    beside = {"steps", *(HELD_OUT if settings.keys() & set(HELD_OUT) else ())}
+    beside = {"steps", *((*HELD_OUT, "max_val_chars") if settings.keys() & set(HELD_OUT) else ())}
     settings = {k: v for k, v in stored.items() if k not in beside} | settings
     if values["workers"] is None:
         values["workers"] = min(8, os.cpu_count() or 1)

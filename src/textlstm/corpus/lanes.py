@@ -171,7 +171,9 @@ class LaneReader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to where another reader of the same stream stood."""
         self.epoch, self._position = state["epoch"], state["position"]
-        self._batches, self._rate = state["batches"], state["merge_dropout"]
+        self._batches, self._rate = state.get("batches", 0), state.get("merge_dropout", 0.0)
+        if "epoch_began" in state and self._merge_dropout is not None:  # of before runs were counted again
+            self._rate = self._merge_dropout.rate_at(state["epoch_began"])
         if self.epoch:
             self._take_ids()
         self._starts_B = np.array(state["starts"], dtype=np.int64)

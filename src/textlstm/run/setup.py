@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from textlstm.autopilot import Timetable
-from textlstm.config import HELD_OUT, CorpusConfig, ModelConfig, TrainConfig
+from textlstm.config import HELD_OUT, UNBOUNDED, CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Rows, absolute
 from textlstm.errors import ConfigError, RunError, UsageError
 from textlstm.model_file import ModelFile
@@ -207,7 +207,7 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     """
     if sum(settings.get(name) is not None for name in HELD_OUT) > 1:
         raise UsageError("name one way to hold text out: --val, --val-chars or --val-fraction")
-    if "max_val_chars" in settings and settings.keys() & {"val", "val_chars"}:
+    if settings.get("max_val_chars") is not None and any(settings.get(name) is not None for name in UNBOUNDED):
         raise UsageError("--max-val-chars bounds a share of the text; --val and --val-chars hold out what they say")
     kinds = (CorpusConfig, ModelConfig, TrainConfig)
     unknown = [name for name in settings if not any(name in kind.__dataclass_fields__ for kind in kinds)]
