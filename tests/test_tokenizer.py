@@ -357,6 +357,30 @@ def test_pruning_keeps_the_tokens_of_each_document():
     assert max(len(pruned.token_bytes(i)) for i in range(pruned.vocab_size)) == len("cat")
 
 
+def test_a_shorter_vocabulary_is_what_training_to_its_size_gives():
+    large = BPETokenizer.train(TEXT, 400)
+    for size in (256, 300, 399, 400, 500):
+        assert large.cut(size).fingerprint == BPETokenizer.train(TEXT, min(size, 400)).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("In 1066, 42 men", ["In", " 1", "0", "6", "6", ",", " 4", "2", " men"]),
+        ("ٱلرَّحْمَـٰنِ ٱلرَّحِيمِ", ["ٱلرَّحْمَـٰنِ", " ٱلرَّحِيمِ"]),  # vowel signs
+        ("मैं हिन्दी में", ["मैं", " हिन्दी", " में"]),
+        ("می\u200cروم به", ["می\u200cروم", " به"]),  # joined without joining
+        ("cafe\u0301 noir", ["cafe\u0301", " noir"]),
+        ("it's 'tis", ["it", "'s", " '", "tis"]),
+        ("a\ufe0f❤\ufe0f!", ["a\ufe0f", "❤\ufe0f!"]),
+    ],
+)
+def test_own_vocabularies_merge_within_words(text, words):
+    """Letters with their marks; each digit alone, so that all numbers are spelled alike."""
+    whole = BPETokenizer.train((text,) * 2, 1000)
+    assert [whole.token_bytes(i).decode() for i in whole.encode(text)] == words
+
+
 def test_a_vocabulary_below_the_bytes_is_refused():
     assert BPETokenizer.train(TEXT, 256).vocab_size == 256
     with pytest.raises(ConfigError, match="255"):

@@ -44,10 +44,12 @@ _MOST_WORDS = 1 << 18  # that an encoder remembers before it begins anew
 _MOST_NAMED = 8  # characters in a message
 _UNESCAPED = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
-# The pre-tokenization patterns by name; their texts are facts that tiktoken publishes.
+# The pre-tokenization patterns by name. `words` is ours: marks stay with their letters, as scripts like Arabic
+# and Devanagari want it, and digits stand alone. The texts of the others are facts that tiktoken publishes.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PATTERNS = {
+    "words": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\u200c\u200d]*| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -59,7 +61,10 @@ PATTERNS = {
 
 def _ascii(pattern: str) -> re.Pattern[str]:
     """A pattern for ASCII text, where Python's own `re` can say it."""
-    kinds = {r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}": "A-Z", r"\p{Ll}\p{Lm}\p{Lo}\p{M}": "a-z"}
+    kinds = {
+        r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}": "A-Z", r"\p{Ll}\p{Lm}\p{Lo}\p{M}": "a-z",
+        r"\p{L}\p{M}\u200c\u200d": "A-Za-z",
+    }  # fmt: skip
     for kind, letters in kinds.items():
         pattern = pattern.replace(kind, letters)
     pattern = pattern.replace(r"[^\s\p{L}\p{N}]", "[^\\sA-Za-z0-9]").replace(r"[^\r\n\p{L}\p{N}]", r"[^\r\nA-Za-z0-9]")
@@ -286,7 +291,7 @@ class BPETokenizer(Tokenizer):
                 f"boundary, not {vocab_size}"
             )
         model = tk.Tokenizer(tk.models.BPE())
-        model.pre_tokenizer = _pre_tokenizer("gpt2")
+        model.pre_tokenizer = _pre_tokenizer("words")
         trainer = tk.trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -297,7 +302,11 @@ class BPETokenizer(Tokenizer):
         runs = (run for document in documents_of(text) for run in _SURROGATES.split(document)[::2])
         model.train_from_iterator((chunk for run in runs for chunk in _chunks(run)), trainer)
         spelled = json.loads(model.to_str())["model"]["merges"]
-        return cls(_merges_from_spelling(spelled, range(256)))
+        return cls(_merges_from_spelling(spelled, range(256)), "words")
+
+    def cut(self, vocab_size: int) -> BPETokenizer:
+        """The same encoding with its first merges alone, so many that this many ids are left: what fewer ids learn."""
+        return BPETokenizer(self.merges[: max(0, vocab_size - 256)], self.pattern, self.byte_order)
 
     def parts(self) -> NDArray[np.int32]:
         return np.concatenate([super().parts()[:256], self.merges.astype(np.int32).reshape(-1, 2)])

@@ -9,6 +9,8 @@ const LETTERS_LOW = "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]";
 const CONTRACTION = "'(?:[sSſtTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])";
 const SPACES = "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 const PATTERNS = {
+  words:
+    "'(?:[sdmt]|ll|ve|re)| ?\\p{L}[\\p{L}\\p{M}\\u200c\\u200d]*| ?\\p{N}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
   gpt2: "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
   cl100k:
     `${CONTRACTION}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|${SPACES}`,
