@@ -23,7 +23,7 @@ from textlstm.errors import Interrupted, RunError
 from textlstm.model_file import read_model
 from textlstm.planning import Plan, lighter
 from textlstm.run import Request, Setup, split_settings, train
-from textlstm.tokenizer import ByteTokenizer
+from textlstm.tokenizer import BPETokenizer, ByteTokenizer
 from textlstm.trainer import Callbacks, Look, StepReport, Trainer, is_out_of_memory
 from textlstm.trainer.distributed import Group
 from textlstm.view import View
@@ -132,6 +132,11 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
         machine.work(2 * tokens * machine.token(model, lanes))
         return machine.token(model, lanes)
 
+    def lengths(corpus, tokenizer):
+        machine.work(0.7)
+        return planning.autopilot.ENGLISH
+
+    monkeypatch.setattr(planning, "token_lengths", lengths)
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: machine.now))
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: machine.work(0.3) and peak)
     monkeypatch.setattr(planning, "measure_step", measured)
@@ -333,10 +338,42 @@ def test_merges_fall_where_the_rule_says_and_there_are_some(book, tmp_path, monk
 def test_the_rule_divides_logits_where_no_development_part_tells(book, monkeypatch, peak, settings, temperature):
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: peak)
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr(planning, "token_lengths", lambda corpus, tokenizer: planning.autopilot.ENGLISH)
     for_corpus, for_model, for_train = split_settings({"hidden_size": 256, **settings})
     corpus = read_corpus([str(book)], CorpusConfig.from_dict(for_corpus))
     Plan(0.5, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
     assert for_train.get("calibration_temperature") == temperature
+
+
+VARIED = "".join(f"{k * 7919 % 1009} of the {k * k % 499}th inn by the sea\n" for k in range(4000))
+
+
+@pytest.mark.parametrize("most", [1000, 500_000])
+def test_lengths_of_tokens_are_those_that_each_vocabulary_gives(tmp_path, monkeypatch, most):
+    (tmp_path / "book.txt").write_text(VARIED)
+    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_chars=1000, dev_fraction=0.0))
+    monkeypatch.setattr(planning, "_MEASURED_CHARS", most)
+    documents = corpus.excerpt(most)
+    assert 0.9 * min(most, corpus.train.num_chars) <= sum(map(len, documents)) <= min(most, corpus.train.num_chars)
+    assert planning.token_lengths(corpus, "bpe") == {
+        size: sum(map(len, documents)) / sum(len(trained.encode(text)) for text in documents)
+        for size in (320, 512, 1024, 2048, 4096)
+        for trained in [BPETokenizer.train(documents, size)]
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "vocab"), [({}, 320), ({"tokenizer": "gpt2-pruned"}, 4096), ({"vocab_size": 777}, 777)]
+)
+def test_a_plan_takes_the_vocabulary_that_the_lengths_ask_for(tmp_path, monkeypatch, settings, vocab):
+    """Of ten million digits any token is nearly as short as any other."""
+    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
+    digits = np.random.default_rng(5).integers(0, 10, 300_000).astype("U1")
+    (tmp_path / "digits.txt").write_text("".join(digits) * 100)
+    for_corpus, for_model, for_train = split_settings({"val_chars": 100, "sample_chars": 29_000_000, **settings})
+    corpus = read_corpus([str(tmp_path / "digits.txt")], CorpusConfig(val_chars=100))
+    Plan(60, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
+    assert for_model["vocab_size"] == vocab
 
 
 @pytest.mark.parametrize(

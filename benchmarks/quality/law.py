@@ -28,8 +28,8 @@ from sweep import tuning_text
 
 from textlstm import autopilot
 from textlstm.config import CorpusConfig, ModelConfig
-from textlstm.corpus import read_corpus
-from textlstm.planning import anchor_of
+from textlstm.corpus import Corpus, read_corpus
+from textlstm.planning import anchor_of, token_lengths
 from textlstm.tokenizer import make_tokenizer
 
 RESULTS = Path(__file__).parents[1] / "results" / "law.jsonl"
@@ -38,13 +38,13 @@ HELD_OUT = 0.1
 
 def run(name: str, text: Path, flops: float) -> dict[str, object]:
     """Trains one point and returns its line."""
-    chars = len(text.read_text(encoding="utf-8"))
-    training = chars - round(chars * HELD_OUT)
-    proposal = autopilot.propose(flops / autopilot.USUAL_SHARE, training, 1.0, {})
+    corpus = read_corpus([str(text)], CorpusConfig(val_fraction=HELD_OUT, dev_fraction=0.0))
+    training, lengths = corpus.train.num_chars, token_lengths(corpus, "bpe")
+    proposal = autopilot.propose(flops / autopilot.USUAL_SHARE, training, 1.0, {}, lengths)
     model = ModelConfig.from_dict(proposal.model)
     tokens = proposal.train["batch_size"] * proposal.train["seq_len"]
     steps = max(1, round(flops / (3 * model.flops_per_token * tokens)))
-    count = training / autopilot.chars_per_token(model.vocab_size)
+    count = training / lengths[model.vocab_size]
     merges = autopilot.merge_dropout(steps * tokens / count, count / model.vocab_size)
     options = {**proposal.model, **proposal.train, "merge_dropout": merges, "steps": steps}
     options["eval_every"] = max(1, steps // 20)
@@ -56,23 +56,22 @@ def run(name: str, text: Path, flops: float) -> dict[str, object]:
         done = subprocess.run([*command, *flags], stdout=subprocess.PIPE, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     return {
-        "text": name, "chars": training, "flops": flops, "vocab": model.vocab_size, "hidden": model.hidden_size,
-        "steps": steps, "anchor": anchor(text, model.vocab_size),
+        "text": name, "chars": training, "tokens": round(count), "flops": flops, "vocab": model.vocab_size,
+        "hidden": model.hidden_size, "steps": steps, "anchor": anchor(corpus, model.vocab_size),
         "seconds": answer["seconds"], "nats_per_char": answer["val"]["nats_per_char"],
         "model": answer["config"]["model"], "train": answer["config"]["train"],
     }  # fmt: skip
 
 
-def anchor(text: Path, vocab: int) -> float:
+def anchor(corpus: Corpus, vocab: int) -> float:
     """The anchor of a text, as a run that is planned for a time takes it."""
-    corpus = read_corpus([str(text)], CorpusConfig(val_fraction=HELD_OUT, dev_fraction=0.0))
     return anchor_of(corpus, make_tokenizer("bpe", corpus.training_text("bpe"), vocab - 1), vocab)
 
 
 def fit(lines: list[dict[str, Any]]) -> autopilot.Law:
     """The law with the least relative squared error: least squares for the weights, a grid for the exponents."""
-    seen, anchors, flops = (np.array([line[name] for line in lines]) for name in ("nats_per_char", "anchor", "flops"))
-    tokens = np.array([line["chars"] / autopilot.chars_per_token(line["vocab"]) for line in lines])
+    names = ("nats_per_char", "anchor", "flops", "tokens")
+    seen, anchors, flops, tokens = (np.array([line[name] for line in lines]) for name in names)
     best, found = np.inf, None
     for alpha, beta in itertools.product(np.arange(5, 36) / 50, np.arange(31) / 50):
         missed = (flops / 1e13) ** -alpha * (tokens / 1e5) ** beta
@@ -89,7 +88,7 @@ def table(lines: list[dict[str, Any]], law: autopilot.Law) -> list[str]:
     """The points beside what a law says, as a table in Markdown."""
     rows = ["| text | characters | operations | measured | the law | off |", "|---|---|---|---|---|---|"]
     for line in sorted(lines, key=lambda line: (line["text"], line["flops"])):
-        told = autopilot.predict(line["flops"], line["chars"], line["vocab"], line["anchor"], law)
+        told = autopilot.predict(line["flops"], line["tokens"], line["anchor"], law)
         seen = line["nats_per_char"]
         cells = (line["text"], f"{line['chars']:,}", f"{line['flops']:.2g}", f"{seen:.3f}", f"{told:.3f}")
         rows.append(f"| {' | '.join(cells)} | {told / seen - 1:+.1%} |")

@@ -7,12 +7,14 @@ is young (`Timetable`). This module only decides; it measures nothing, so that i
 The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of text; `docs/autopilot.md` says it at
 length, `docs/log.md` has the runs):
 
-- V grows with the text: 512 below 200 kB, 1024 below 3 MB, 2048 below 30 MB, else 4096.
+- V is 512; then 1024, 2048 and 4096 for 0.3, 1 and 9 million tokens, each if it makes these a tenth longer. It is 320
+  where 512 do not make them a fifth longer: in tables and music. How long they come out is measured
+  (`planning.token_lengths`).
 - H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point
   operations that the time allows (about 1.2 tokens read per parameter), and 18 N.
 - The more epochs D / N, the more regularisation: d is the lesser of 0.11 log2(epochs / 4.5) and 0.055 log2(P / N),
-  between 0 and 0.45, on the input and as weight drop; 0.05 + 0.75 d between layers, d + 0.1 on the output,
-  0.4 (d - 0.2) of whole tokens.
+  or 0.03 log2(P / N) in tables and music, between 0 and 0.45, on the input and as weight drop; 0.05 + 0.75 d between
+  layers, d + 0.1 on the output, 0.4 (d - 0.2) of whole tokens.
 - The learning rate falls with the width: 8e-3 sqrt(320 / H), 1e-2 at most.
 - Up to 60 epochs there is no development part: all text is learnt from, and the end of the schedule is the best
   point. The logits of the finished model are divided by 1 + 0.04 log2(epochs / 5) then, between 1 and 1.15. A text is
@@ -36,7 +38,7 @@ from numpy.typing import NDArray
 from textlstm.tokenizer import Ids
 
 USUAL_SHARE = 0.6  # of the peak rate that training reaches, for the first guess of the size
-_CHARS_PER_TOKEN = {512: 2.0, 1024: 2.4, 2048: 2.8, 4096: 3.2}  # English, own BPE
+ENGLISH: Mapping[int, float] = {320: 1.5, 512: 2.0, 1024: 2.4, 2048: 2.8, 4096: 3.2}  # characters per token, own BPE
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Proposal:
     text_bounds: bool
 
 
-def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -> Proposal:
+def propose(
+    seconds: float, chars: int, peak: float, fixed: Mapping[str, Any], lengths: Mapping[int, float] = ENGLISH
+) -> Proposal:
     """Chooses everything but the number of steps.
 
     Args:
@@ -68,16 +72,17 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
         chars: length of the training text.
         peak: the machine's rate, in floating-point operations per second.
         fixed: settings that the user made; they stand.
+        lengths: characters of this text per token, by size of the vocabulary.
     """
-    vocab = int(fixed.get("vocab_size", next((v for v, most in _VOCABULARIES if chars < most), 4096)))
+    vocab = int(fixed.get("vocab_size", vocabulary(chars, lengths)))
     operations = seconds * peak * USUAL_SHARE
-    tokens = chars / chars_per_token(vocab)
-    affordable, borne = math.sqrt(operations / 7.2), most_params(chars, vocab)
+    tokens = chars / chars_per_token(vocab, lengths)
+    affordable, borne = math.sqrt(operations / 7.2), most_params(tokens)
     wanted = _soft_minimum(affordable, borne)
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
     tokens_read = min(operations / (6 * _params(hidden, vocab)), MOST_EPOCHS * max(1.0, tokens))
     epochs = tokens_read / max(1.0, tokens)
-    d = _dropout(epochs, _params(hidden, vocab) / max(1.0, tokens))
+    d = _dropout(epochs, _params(hidden, vocab) / max(1.0, tokens), has_words(lengths))
     batch, length = next(
         sizes
         for most_tokens, most_operations, sizes in _BATCHES
@@ -108,9 +113,10 @@ def propose(seconds: float, chars: int, peak: float, fixed: Mapping[str, Any]) -
     return Proposal(model, train, development, tokens_read, temperature, borne < affordable)
 
 
-def _dropout(epochs: float, params_per_token: float) -> float:
+def _dropout(epochs: float, params_per_token: float, words: bool) -> float:
     """What a text wants that is read so often by a network of so many parameters for each of its tokens."""
-    read, borne = 0.11 * math.log2(max(1.0, epochs / 4.5)), 0.055 * math.log2(max(1.0, params_per_token))
+    read = 0.11 * math.log2(max(1.0, epochs / 4.5))
+    borne = (0.055 if words else 0.03) * math.log2(max(1.0, params_per_token))
     return round(min(read, borne, _MOST_DROPOUT), 3)
 
 
@@ -123,7 +129,13 @@ def _temperature(epochs: float) -> float:
 _REGULARISATION = frozenset(
     ("input_dropout", "layer_dropout", "output_dropout", "weight_dropout", "embed_dropout", "label_smoothing")
 )
-_VOCABULARIES = ((512, 200_000), (1024, 3_000_000), (2048, 30_000_000))
+_LEAST_VOCABULARY = 320
+# With 512 ids instead of 320 the tokens of prose, verse and code are 1.31 to 1.6 times as long, those of a table and
+# of music 1.10 and 1.13 times.
+_WORDS_LONGER = 1.2
+# Ids, and tokens of text that they want. With twice the ids tokens of words are 1.27 to 1.41 times as long.
+_VOCABULARIES = ((1024, 300_000), (2048, 1_000_000), (4096, 9_000_000))
+_LONGER = 1.1
 MOST_EPOCHS = 100  # of a text; more of them teach nothing more, and a run ends early
 _PARAMS_PER_TOKEN = 18  # of text: 2 x 640 for a million characters
 _MOST_DROPOUT = 0.45
@@ -141,14 +153,40 @@ _BATCHES = (
 )
 
 
-def chars_per_token(vocab: int) -> float:
+def vocabulary(chars: int, lengths: Mapping[int, float] = ENGLISH) -> int:
+    """How many ids suit a text: more while it has tokens enough for them, and they make these longer.
+
+    Args:
+        chars: length of the training text.
+        lengths: characters of it per token, by size of the vocabulary.
+    """
+    if not has_words(lengths):
+        return _LEAST_VOCABULARY
+    vocab = 512
+    for larger, wanted in _VOCABULARIES:
+        if chars / lengths[larger] < wanted or lengths[larger] < _LONGER * lengths[vocab]:
+            break
+        vocab = larger
+    return vocab
+
+
+def has_words(lengths: Mapping[int, float]) -> bool:
+    """Whether letters of a text often occur together, as in words; in tables and music they do not.
+
+    Args:
+        lengths: characters per token, by size of the vocabulary.
+    """
+    return lengths[512] >= _WORDS_LONGER * lengths[_LEAST_VOCABULARY]
+
+
+def chars_per_token(vocab: int, lengths: Mapping[int, float] = ENGLISH) -> float:
     """Characters per token of the nearest vocabulary whose rate is known."""
-    return min(_CHARS_PER_TOKEN.items(), key=lambda item: abs(item[0] - vocab))[1]
+    return min(lengths.items(), key=lambda item: abs(item[0] - vocab))[1]
 
 
-def most_params(chars: int, vocab: int) -> float:
-    """Parameters beyond which a text of so many characters teaches a network no more."""
-    return _PARAMS_PER_TOKEN * (chars / chars_per_token(vocab))
+def most_params(tokens: float) -> float:
+    """Parameters beyond which a text of so many tokens teaches a network no more."""
+    return _PARAMS_PER_TOKEN * tokens
 
 
 def _soft_minimum(one: float, other: float) -> float:
@@ -361,18 +399,16 @@ class Law:
 
 
 #: Fitted by `benchmarks/quality/law.py` to `benchmarks/results/law.jsonl`.
-LAW = Law(0.7945, 0.0887, 0.4, 0.14)
+LAW = Law(0.7943, 0.0794, 0.44, 0.16)
 
 
-def predict(operations: float, chars: int, vocab: int, anchor: float, law: Law = LAW) -> float:
+def predict(operations: float, tokens: float, anchor: float, law: Law = LAW) -> float:
     """The loss that a run of the rule ends with, in nats per character of the held-out text.
 
     Args:
         operations: C, floating-point operations of all training steps.
-        chars: length of the training text.
-        vocab: ids, from which the tokens of the text follow.
+        tokens: N, length of the training text in tokens of the vocabulary.
         anchor: of the text, as `anchor` gives it.
         law: the numbers.
     """
-    tokens = chars / chars_per_token(vocab)
     return float(anchor * (law.floor + law.missed * (operations / 1e13) ** -law.alpha * (tokens / 1e5) ** law.beta))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.network import RecurrentLM
 from textlstm.scoring.parts import FITTED_FROM, FITTED_ON, FITTING_READS
-from textlstm.tokenizer import Tokenizer, make_tokenizer
+from textlstm.tokenizer import BPETokenizer, Tokenizer, make_tokenizer
 from textlstm.trainer import is_out_of_memory, weights_of
 from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
 
 SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
+_MEASURED_CHARS = 500_000  # for the length of tokens
 
 
 class Plan:
@@ -83,14 +84,15 @@ class Plan:
         """
         fixed, chars, self._asked = {**for_model, **for_train}, corpus.train.num_chars, frozenset(for_model)
         self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
-        proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed)
+        name = for_train.get("tokenizer", TrainConfig.tokenizer)
+        lengths = autopilot.ENGLISH if initial is not None else token_lengths(corpus, name)
+        proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths)
         sample = None
         if "sample_chars" not in for_corpus:
-            name = for_train.get("tokenizer", TrainConfig.tokenizer)
             sample = self._sample(corpus, proposal, name, initial)
         if sample is not None:
             for_corpus |= {"sample_chars": sample, "sample_seed": int(for_train.get("seed", 0))}
-            proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed)
+            proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed, lengths)
         self._text_bounds = proposal.text_bounds
         for chosen, settings in ((proposal.model, for_model), (proposal.train, for_train)):
             for key, value in chosen.items():
@@ -153,7 +155,7 @@ class Plan:
         if not self._asked and train.tokenizer == "bpe" and corpus.val.num_chars:
             hard = anchor_of(corpus, tokenizer, model.vocab_size)
             operations = 3 * model.flops_per_token * tokens_read
-            self.predicted = autopilot.predict(operations, corpus.train.num_chars, model.vocab_size, hard)
+            self.predicted = autopilot.predict(operations, tokens, hard)
         self.reasons += [
             *self._shape_reasons(model, train, tokenizer, chars_per_token, corpus.train.num_chars),
             f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {train.steps / passes:.1f} "
@@ -215,6 +217,25 @@ class Plan:
                     raise
             train = smaller
             self.notice(f"memory ran out; {portions(train)}")
+
+
+def token_lengths(corpus: Corpus, tokenizer: str) -> Mapping[int, float]:
+    """Characters per token of a training text, by each size of an own vocabulary that the rule knows.
+
+    Args:
+        corpus: the text; of a long one some half a million characters are enough.
+        tokenizer: its name. Nothing but the size follows from other ones than `bpe`: English stands for them.
+    """
+    if tokenizer != "bpe":
+        return autopilot.ENGLISH
+    documents = corpus.excerpt(_MEASURED_CHARS)
+    chars = max(1, sum(map(len, documents)))
+    largest = BPETokenizer.train(documents, max(autopilot.ENGLISH))
+    return {
+        size: chars / max(1, sum(len(smaller.encode(text)) for text in documents))
+        for size in autopilot.ENGLISH
+        for smaller in [largest.cut(size)]
+    }
 
 
 def anchor_of(corpus: Corpus, tokenizer: Tokenizer, vocab: int) -> float:

@@ -233,15 +233,20 @@ class Corpus:
         """What a tokenizer of this name is made from: the documents to learn from, or of long ones what is enough."""
         if isinstance(self.train, Part):
             # Characters and known tokens are looked for everywhere; pairs that occur often are found in a part too.
-            short = tokenizer != "bpe" or self.train.num_chars <= _SAMPLE_CHARS
-            part = self.train if short else self.sampled(_SAMPLE_CHARS, 0).train
-            return part.head(part.num_chars if short else 2 * _SAMPLE_CHARS)
+            return self.excerpt(_SAMPLE_CHARS) if tokenizer == "bpe" else self.train.head(self.train.num_chars)
         if tokenizer in ("char", "char-plain"):
             return (self.train.alphabet(),)
         if tokenizer == "byte":
             return ()
         notice(f"the tokenizer is made from {_SAMPLE_CHARS:,} characters, evenly spread over the training text")
-        return self.train.sample(_SAMPLE_CHARS)
+        return self.excerpt(_SAMPLE_CHARS)
+
+    def excerpt(self, chars: int) -> tuple[str, ...]:
+        """The documents to learn from, or of longer ones stretches of about so many characters, evenly spread."""
+        if isinstance(self.train, StoredPart):
+            return self.train.sample(chars)
+        part = self.train if self.train.num_chars <= chars else self.sampled(chars, 0).train
+        return part.head(part.num_chars)
 
     def encode(
         self, tokenizer: Tokenizer, boundary_id: int | None, workers: int = 1,

@@ -45,6 +45,7 @@ from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Part, Tokens, absolute, lanes_within, read_corpus, source_title
 from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.files import write_atomically
+from textlstm.planning import token_lengths
 from textlstm.tokenizer import Tokenizer
 from textlstm.trainer import Callbacks, Look, Trainer, is_out_of_memory
 from textlstm.trainer.device import choose_device, usual_precision
@@ -236,13 +237,14 @@ class _Plan:
     @classmethod
     def made(cls, asked: Mapping[str, Any], text: Corpus, device: str) -> _Plan:
         """The plan of a new search."""
-        fixed = asked["fixed"]["model"] | asked["fixed"]["train"]
+        fixed, chars = asked["fixed"]["model"] | asked["fixed"]["train"], text.train.num_chars
+        lengths = token_lengths(text, fixed.get("tokenizer", TrainConfig.tokenizer))
         if asked["flops"] is None:
             peak = planning_peak(device, fixed["precision"])
-            proposal = autopilot.propose(60 * asked["minutes"], text.train.num_chars, peak, fixed)
+            proposal = autopilot.propose(60 * asked["minutes"], chars, peak, fixed, lengths)
         else:
             seconds = asked["flops"] / autopilot.USUAL_SHARE  # of a machine with a peak of one operation a second
-            proposal = autopilot.propose(seconds, text.train.num_chars, 1.0, fixed)
+            proposal = autopilot.propose(seconds, chars, 1.0, fixed, lengths)
         first = {"num_layers": ModelConfig.num_layers, **proposal.model, **proposal.train}
         space = {name: values for name, values in _space(first).items() if name not in fixed}
         if fixed.get("tokenizer", TrainConfig.tokenizer) != "bpe":
@@ -278,7 +280,7 @@ def _space(first: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     vocab, hidden = first["vocab_size"], first["hidden_size"]
     dropouts = ("input_dropout", "layer_dropout", "output_dropout", "weight_dropout")
     return {
-        "vocab_size": {"choices": [v for v in (vocab // 2, vocab, 2 * vocab) if v >= 512 or v == vocab]},
+        "vocab_size": {"choices": [v for v in (vocab // 2, vocab, 2 * vocab) if v >= 320 or v == vocab]},
         "hidden_size": {"low": max(64, hidden // 128 * 64), "high": hidden // 64 * 128, "step": 64},
         "num_layers": {"low": 1, "high": 3, "step": 1},
         "batch_size": {"low": 4, "high": 32, "step": 4},
