@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textlstm import planning
-from textlstm.autopilot import Timetable, pace
+from textlstm.autopilot import ENGLISH, Timetable, pace
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
-from textlstm.corpus import read_corpus
+from textlstm.corpus import Rows, read_corpus, steps_per_epoch
 from textlstm.errors import Interrupted, RunError
 from textlstm.model_file import read_model
 from textlstm.planning import Plan, lighter
@@ -166,6 +166,12 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
     machine.work(3 * encode * min(chosen.train.num_chars, 10_000_000))  # the tokenizer
     model, options = ModelConfig.from_dict(settings[1]), TrainConfig.from_dict(settings[2])
     options = plan.count_steps(model, options, chosen, Timed())
+    most = 100 * steps_per_epoch(chosen.train.num_chars * 2 // 5, options.batch_size, options.seq_len, options.jitter)
+    timetable = plan.timetable
+    assert (timetable.seconds, timetable.steps) == (60 * minutes, options.steps)
+    assert timetable.most_steps == pytest.approx(most, rel=1e-3, abs=100) and timetable.most_steps >= options.steps
+    ending = held_out * 2 / 5 * machine.token(model, 1) + 16 * model.num_params / 2e8
+    assert timetable.ending == pytest.approx(ending, rel=1e-3)
 
     machine.work(encode * chosen.train.num_chars + 1)
     shown = (planning.SHOWN_TOKENS + 16 * 512) * machine.token(model, 16) + sample
@@ -214,7 +220,7 @@ class Changing(Clocked):
 def test_a_run_ends_in_time_on_a_machine_that_changes(steps, share, times):
     loop = Changing(TrainConfig(steps=steps, patience=0), 0.01, share * steps * 0.01, times)
     planned = steps * 0.01
-    timetable, looks = Timetable(planned + 7, 7, steps, 10 * steps), [(0, 0.0)]
+    timetable, looks = Timetable(planned + 7, 7, steps, 10 * steps), []
 
     def recount(step: int) -> int:
         looks.append((step, loop.now))
@@ -236,6 +242,8 @@ def test_another_number_of_steps_is_one_that_the_plan_can_bear(data):
     wanted = timetable.recount([(0, 0.0), (step, passed)], steps)
     if not steps <= 10 * step <= 5 * steps:
         assert wanted == steps
+    assert timetable.recount([(step, passed)], steps) == steps  # of which nobody knows how fast it is
+    assert wanted <= max(step + 1, 3 * steps)
     if wanted != steps:
         assert step < wanted and planned // 2 <= wanted <= max(step + 1, 3 * planned // 2)
         assert abs(wanted - steps) > steps / 20
@@ -258,12 +266,15 @@ def test_a_plan_that_begins_from_a_model_says_whose_shape_it_is(book, tmp_path, 
     )
 
 
+FEW = "more ids would hardly make its tokens longer"  # the text has some twenty words
+
+
 @pytest.mark.parametrize(
     ("peak", "asked", "vocabulary", "network"),
     [
-        (1e16, {}, "suits 20,000 characters", "as large as suits 20,000 characters"),
-        (1e9, {}, "suits 20,000 characters", "fits 0.01 min at 1 GFLOP/s peak of products"),
-        (1e16, {"hidden_size": 16}, "suits 20,000 characters", "as asked"),
+        (1e16, {}, FEW, "as large as suits 20,000 characters"),
+        (1e9, {}, FEW, "fits 0.01 min at 1 GFLOP/s peak of products"),
+        (1e16, {"hidden_size": 16}, FEW, "as asked"),
         (1e16, {"vocab_size": 300}, "as asked", "as large as suits 20,000 characters"),
         (1e9, {"tokenizer": "byte"}, "that of --tokenizer byte", "fits 0.01 min at 1 GFLOP/s peak of products"),
         (1e9, {"tokenizer": "gpt2-pruned"}, "that of --tokenizer gpt2-pruned", "fits 0.01 min at 1 GFLOP/s peak of "
@@ -275,8 +286,14 @@ def test_a_plan_says_what_each_size_follows_from(book, tmp_path, monkeypatch, pe
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: peak)
     settings = {"val_chars": 2_000, "dev_fraction": 0.0, "batch_size": 2, "seq_len": 16, **asked}
     book.write_text("".join(f"{PLAIN[k % 90 : k % 90 + 40]} {k}\n" for k in range(600))[:22_000])
-    train(Request([str(book)], tmp_path / "run", minutes=0.01, settings=settings))
+    asked_of_law = []
+    monkeypatch.setattr(planning.autopilot, "predict", lambda *known: asked_of_law.append(known) or 1.5)
+    result = train(Request([str(book)], tmp_path / "run", minutes=0.01, settings=settings))
     config = told(tmp_path / "run")
+    if not asked:
+        [(operations, tokens, _)], file = asked_of_law, read_model(result.model)
+        assert tokens == pytest.approx(len(file.tokenizer.encode(book.read_text()[:-2000])), rel=0.01)
+        assert operations == 3 * ModelConfig.from_dict(config["model"]).flops_per_token * 2 * 2 * 16
     assert [line.partition(": ")[2] for line in config["reasons"][:2]] == [vocabulary, network]
     assert (config["predicted"] is None) == bool(asked)  # the law is of what the rule chooses, bpe of its own included
 
@@ -356,24 +373,50 @@ def test_lengths_of_tokens_are_those_that_each_vocabulary_gives(tmp_path, monkey
     documents = corpus.excerpt(most)
     assert 0.9 * min(most, corpus.train.num_chars) <= sum(map(len, documents)) <= min(most, corpus.train.num_chars)
     assert planning.token_lengths(corpus, "bpe") == {
-        size: sum(map(len, documents)) / sum(len(trained.encode(text)) for text in documents)
+        size: sum(map(len, documents)) / sum(1 + len(trained.encode(text)) for text in documents)
         for size in (320, 512, 1024, 2048, 4096)
         for trained in [BPETokenizer.train(documents, size)]
     }
 
 
-@pytest.mark.parametrize(
-    ("settings", "vocab"), [({}, 320), ({"tokenizer": "gpt2-pruned"}, 4096), ({"vocab_size": 777}, 777)]
-)
-def test_a_plan_takes_the_vocabulary_that_the_lengths_ask_for(tmp_path, monkeypatch, settings, vocab):
-    """Of ten million digits any token is nearly as short as any other."""
+def test_lengths_of_the_tokens_of_many_documents_are_those_of_some(monkeypatch):
+    """Every third row is counted, each with its boundary."""
+    rows = [{"text": f"{k % 89} inns, {k % 7} lamps"} for k in range(600)]
+    corpus = read_corpus([Rows(rows)], CorpusConfig(val_chars=100, dev_fraction=0.0))
+    monkeypatch.setattr(planning, "_MEASURED_DOCUMENTS", 250)
+    documents = corpus.excerpt(500_000)
+    assert len(documents) > 500
+    trained = BPETokenizer.train(documents, 320)
+    counted = documents[::3]
+    found = planning.token_lengths(corpus, "bpe")[320]
+    assert found == sum(map(len, counted)) / sum(1 + len(trained.encode(row)) for row in counted)
+
+
+def test_an_excerpt_is_spread_over_the_text(tmp_path):
+    (tmp_path / "book.txt").write_text("".join(f"line {k} of it\n" for k in range(50_000)))
+    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_chars=1000, dev_fraction=0.0))
+    numbers = [int(line.split()[1]) for text in corpus.excerpt(300_000) for line in text.splitlines()[:-1]]
+    assert numbers == sorted(numbers) and 300_000 / 20 < len(numbers) < 300_000 / 14
+    assert min(numbers) < 17_000 and any(20_000 < k < 30_000 for k in numbers) and max(numbers) > 45_000
+
+
+def test_only_an_own_vocabulary_is_measured(book):
+    corpus = read_corpus([str(book)], CorpusConfig())
+    assert all(planning.token_lengths(corpus, name) is ENGLISH for name in ("byte", "char", "gpt2", "gpt2-pruned"))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize(("settings", "vocab"), [({}, 320), ({"vocab_size": 777}, 777)])
+def test_a_plan_takes_the_vocabulary_that_the_lengths_ask_for(tmp_path, monkeypatch, settings, vocab, sampled):
+    lengths = {320: 1.2, 512: 1.3, 1024: 1.35, 2048: 1.4, 4096: 1.45}
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
-    digits = np.random.default_rng(5).integers(0, 10, 300_000).astype("U1")
-    (tmp_path / "digits.txt").write_text("".join(digits) * 100)
-    for_corpus, for_model, for_train = split_settings({"val_chars": 100, "sample_chars": 29_000_000, **settings})
-    corpus = read_corpus([str(tmp_path / "digits.txt")], CorpusConfig(val_chars=100))
+    monkeypatch.setattr(planning, "token_lengths", lambda corpus, tokenizer: lengths)
+    monkeypatch.setattr(planning.autopilot, "sample_size", lambda *known: 1_900_000 if sampled else None)
+    (tmp_path / "book.txt").write_text(PLAIN * 11)
+    for_corpus, for_model, for_train = split_settings({"val_chars": 100, **settings})
+    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_chars=100))
     Plan(60, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
-    assert for_model["vocab_size"] == vocab
+    assert for_model["vocab_size"] == vocab and ("sample_chars" in for_corpus) == sampled
 
 
 @pytest.mark.parametrize(

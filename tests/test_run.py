@@ -560,7 +560,7 @@ def test_numbers_that_are_not_finite_are_null_in_the_log(book, tmp_path, monkeyp
 def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book, tmp_path, monkeypatch, stops):
     """The steps were counted at step 10; a checkpoint of there knows of it, and passes that had begun stay theirs."""
     propose = autopilot.propose
-    monkeypatch.setattr("textlstm.autopilot.propose", lambda s, chars, peak, fixed: propose(1.0, chars, 1e9, fixed))
+    monkeypatch.setattr("textlstm.autopilot.propose", lambda s, chars, peak, *rest: propose(1.0, chars, 1e9, *rest))
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
     monkeypatch.setattr(
         "textlstm.autopilot.Timetable.recount", lambda self, looks, steps: 56 if looks[-1][0] == 10 else steps
@@ -575,6 +575,7 @@ def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book,
         {"event": "recount", "step": 10, "steps": 56}
     ]
     assert view.notices.count("the machine is faster than expected: 56 steps in all instead of 40") == 1
+    assert whole.config["reasons"][-1] == "56 steps instead: counted again at step 10"
     card = read_model(whole.model).card
     assert (card["steps"], card["train"]["steps"]) == (56, 56)
     for stop in stops:
@@ -583,6 +584,29 @@ def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book,
     again = train(request(book, tmp_path / "run", None, **asked, resume=bool(stops)))
     assert again.steps == 56 and same_weights(tmp_path / "whole", tmp_path / "run")
     assert train(request(book, tmp_path / "run", None, **asked, resume=True)) == again
+
+
+def test_a_run_goes_on_by_the_number_of_steps_of_its_checkpoint(book, tmp_path, monkeypatch):
+    """After a kill between the new number in `config.json` and the checkpoint, or from a checkpoint of before."""
+    monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
+    recounts = []
+    monkeypatch.setattr(
+        "textlstm.autopilot.Timetable.recount", lambda self, looks, steps: recounts.append(looks[:]) or steps
+    )
+    whole = train(request(book, tmp_path / "whole", None, minutes=0.01))
+    with pytest.raises(Interrupted):
+        train(request(book, tmp_path / "run", None, minutes=0.01), Watch((13,)))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["train"]["steps"] = 56
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    seconds = recounts[-1][-1][1]
+    before = len(recounts)
+    again = train(request(book, tmp_path / "run", None, minutes=0.01, resume=True))
+    assert again.steps == whole.steps == 40 and same_weights(tmp_path / "whole", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["train"]["steps"] == 40 and config["reasons"][-1] == "40 steps again, as at step 13"
+    [(_, first)] = recounts[before]  # what a process does once is no step, but the time of the run
+    assert first > seconds
 
 
 def test_where_the_new_number_of_steps_cannot_be_kept_it_stays_the_old_one(book, tmp_path, monkeypatch):
@@ -1179,7 +1203,8 @@ def test_minutes_plan_a_run(book, tmp_path):
         and config["train"]["batch_size"] == 4
         and config["train"]["seq_len"] == 16
     )
-    assert len(config["reasons"]) == 4 and "2 x 16 LSTM" in config["reasons"][1]
+    reasons = [line for line in config["reasons"] if "counted again" not in line]  # on a machine that others use
+    assert len(reasons) == 4 and "2 x 16 LSTM" in reasons[1]
     assert config["train"]["lr"] == 1e-2
     assert config["predicted"] is None and result.predicted is None  # the law is of sizes that the rule chooses
 

@@ -370,13 +370,14 @@ def test_a_shorter_vocabulary_is_what_training_to_its_size_gives():
         ("ٱلرَّحْمَـٰنِ ٱلرَّحِيمِ", ["ٱلرَّحْمَـٰنِ", " ٱلرَّحِيمِ"]),  # vowel signs
         ("मैं हिन्दी में", ["मैं", " हिन्दी", " में"]),
         ("می\u200cروم به", ["می\u200cروم", " به"]),  # joined without joining
+        ("ක්\u200dර ශ්\u200dරී", ["ක්\u200dර", " ශ්\u200dරී"]),
         ("cafe\u0301 noir", ["cafe\u0301", " noir"]),
         ("it's 'tis", ["it", "'s", " '", "tis"]),
         ("a\ufe0f❤\ufe0f!", ["a\ufe0f", "❤\ufe0f!"]),
     ],
 )
 def test_own_vocabularies_merge_within_words(text, words):
-    """Letters with their marks; each digit alone, so that all numbers are spelled alike."""
+    """Letters with their marks; each digit alone."""
     whole = BPETokenizer.train((text,) * 2, 1000)
     assert [whole.token_bytes(i).decode() for i in whole.encode(text)] == words
 
@@ -516,3 +517,16 @@ def test_the_network_is_out_of_reach():
         s.connect(("192.0.2.1", 80))
     with pytest.raises(pytest.fail.Exception, match=r"example\.org"):
         socket.getaddrinfo("example.org", 80)
+
+
+def test_words_are_remembered_however_many_they_are():
+    """Text by text, so that the tables grow many times; short texts go another way."""
+    bpe = tokenizer("bpe")
+    words = [f" {'abehnot'[k % 7] * (1 + k % 5)}{k}" for k in range(2000)]
+    for length in (1, 9, 40):
+        for k in range(0, 2000, length):
+            text = "".join(words[k : k + length])
+            expected = [
+                id for word in re.findall(r" ?[a-z]+|[0-9]", text) for id in plain_bpe(word, bpe.merges.tolist())
+            ]
+            assert bpe.encode(text).tolist() == expected

@@ -18,6 +18,7 @@ import pytest
 
 import textlstm
 from textlstm.config import CorpusConfig, ModelConfig, read_settings
+from textlstm.corpus import read_corpus
 from textlstm.errors import ConfigError, DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.model_file import read_model
 from textlstm.trainer import Trainer
@@ -246,10 +247,22 @@ def test_the_space_surrounds_the_rule(book):
     from textlstm.tune import _space
 
     for hidden in (128, 192, 320, 1024, 1280):
-        sizes = _space({"vocab_size": 512, "hidden_size": hidden})
+        sizes = _space({"vocab_size": 1024, "hidden_size": hidden})
         low, high = sizes["hidden_size"]["low"], sizes["hidden_size"]["high"]
         assert hidden in range(low, high + 1, 64) and (high - low) % 64 == 0 and low <= hidden // 2 + 64
-        assert sizes["vocab_size"]["choices"] == [512, 1024]
+        assert sizes["vocab_size"]["choices"] == [512, 1024, 2048]
+    for vocab, choices in ((320, [320, 640]), (512, [320, 512, 1024]), (300, [300, 600])):
+        assert _space({"vocab_size": vocab, "hidden_size": 128})["vocab_size"]["choices"] == choices
+
+
+def test_the_first_vocabulary_is_the_one_that_suits_the_text(book, monkeypatch):
+    from textlstm.tune import _Plan
+
+    lengths = {320: 1.2, 512: 1.3, 1024: 1.35, 2048: 1.4, 4096: 1.45}
+    monkeypatch.setattr("textlstm.tune.token_lengths", lambda corpus, tokenizer: lengths)
+    corpus = read_corpus([str(book)], CorpusConfig())
+    asked = {"flops": 1e12, "minutes": None, "fixed": {"model": {}, "train": {"precision": "fp32"}}}
+    assert _Plan.made(asked, corpus, "cpu").first["vocab_size"] == 320
 
 
 def test_without_optuna(book, run, monkeypatch):

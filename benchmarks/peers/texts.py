@@ -54,7 +54,7 @@ def _encyclopedia(files: Files) -> str:
 
 
 def _conversations(files: Files) -> str:
-    """What is said, a line each; the marks of YAML are left out."""
+    """What is said, a line each, and the names of what it is about; the dashes of YAML are left out."""
     said = re.findall(r"^ *-(?: -)? +(.+)$", _joined(files), re.MULTILINE)
     return "".join(f"{line}\n" for line in said)
 

@@ -7,9 +7,9 @@ is young (`Timetable`). This module only decides; it measures nothing, so that i
 The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of text; `docs/autopilot.md` says it at
 length, `docs/log.md` has the runs):
 
-- V is 512; then 1024, 2048 and 4096 for 0.3, 1 and 9 million tokens, each if it makes these a tenth longer. It is 320
-  where 512 do not make them a fifth longer: in tables and music. How long they come out is measured
-  (`planning.token_lengths`).
+- V is 512, or 320 where 512 do not make tokens a fifth longer: in tables and music. It is 1024, 2048 and 4096 from
+  0.3, 1 and 9 million of these tokens on, each if they are a tenth longer (in tables and music a fifth) than with half
+  as many ids. How long they come out is measured (`planning.token_lengths`).
 - H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point
   operations that the time allows (about 1.2 tokens read per parameter), and 18 N.
 - The more epochs D / N, the more regularisation: d is the lesser of 0.11 log2(epochs / 4.5) and 0.055 log2(P / N),
@@ -82,7 +82,7 @@ def propose(
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
     tokens_read = min(operations / (6 * _params(hidden, vocab)), MOST_EPOCHS * max(1.0, tokens))
     epochs = tokens_read / max(1.0, tokens)
-    d = _dropout(epochs, _params(hidden, vocab) / max(1.0, tokens), has_words(lengths))
+    d = _dropout(epochs, _params(hidden, vocab) / max(1.0, tokens), has_words(chars, lengths))
     batch, length = next(
         sizes
         for most_tokens, most_operations, sizes in _BATCHES
@@ -133,7 +133,8 @@ _LEAST_VOCABULARY = 320
 # With 512 ids instead of 320 the tokens of prose, verse and code are 1.31 to 1.6 times as long, those of a table and
 # of music 1.10 and 1.13 times.
 _WORDS_LONGER = 1.2
-# Ids, and tokens of text that they want. With twice the ids tokens of words are 1.27 to 1.41 times as long.
+_WORDS_TOLD_FROM = 2_000  # characters; in fewer pairs of English run out before 512 ids
+# Ids, and tokens of text that they want. Tokens of words are 1.27 to 1.41 times as long with 1024 ids as with 512.
 _VOCABULARIES = ((1024, 300_000), (2048, 1_000_000), (4096, 9_000_000))
 _LONGER = 1.1
 MOST_EPOCHS = 100  # of a text; more of them teach nothing more, and a run ends early
@@ -160,23 +161,23 @@ def vocabulary(chars: int, lengths: Mapping[int, float] = ENGLISH) -> int:
         chars: length of the training text.
         lengths: characters of it per token, by size of the vocabulary.
     """
-    if not has_words(lengths):
-        return _LEAST_VOCABULARY
-    vocab = 512
+    vocab, longer = (512, _LONGER) if has_words(chars, lengths) else (_LEAST_VOCABULARY, _WORDS_LONGER)
+    before = 512
     for larger, wanted in _VOCABULARIES:
-        if chars / lengths[larger] < wanted or lengths[larger] < _LONGER * lengths[vocab]:
+        if chars / lengths[larger] < wanted or lengths[larger] < longer * lengths[before]:
             break
-        vocab = larger
+        vocab = before = larger
     return vocab
 
 
-def has_words(lengths: Mapping[int, float]) -> bool:
+def has_words(chars: int, lengths: Mapping[int, float]) -> bool:
     """Whether letters of a text often occur together, as in words; in tables and music they do not.
 
     Args:
-        lengths: characters per token, by size of the vocabulary.
+        chars: length of the text; of a short one nobody can tell, and it is taken to have words.
+        lengths: characters of it per token, by size of the vocabulary.
     """
-    return lengths[512] >= _WORDS_LONGER * lengths[_LEAST_VOCABULARY]
+    return chars < _WORDS_TOLD_FROM or lengths[512] >= _WORDS_LONGER * lengths[_LEAST_VOCABULARY]
 
 
 def chars_per_token(vocab: int, lengths: Mapping[int, float] = ENGLISH) -> float:
@@ -303,20 +304,22 @@ class Timetable:
 
         Counted between a tenth and half of the run: before, too little is known; after, the learning rate falls too
         fast for its schedule to be stretched. Never fewer than half of what was planned: a process that was stopped
-        for a while only seems slow. More are right, up to what the text bears: the peak chose all else.
+        for a while only seems slow. More are right, up to what the text bears: the peak chose all else. No more than
+        thrice as many at once, which keeps the learning rate from warming up again.
 
         Args:
-            looks: steps done and seconds passed, at the first step and at each look.
+            looks: steps done and seconds passed at each look. From one to the next is told how fast steps are; before
+                the first one they carry what a process does once.
             steps: of the whole run, as it stands.
 
         Returns:
             Another number of steps where the run would miss its end by a twentieth of them, else the same one.
         """
         step, passed = looks[-1]
-        if not 0.1 <= step / steps <= 0.5:
+        if not 0.1 <= step / steps <= 0.5 or len(looks) < 2:
             return steps
         fit = step + int(max(0.0, self.seconds - self.ending - passed) / pace(looks))
-        wanted = max(step + 1, min(max(fit, self.steps // 2), self.most_steps))
+        wanted = max(step + 1, min(max(fit, self.steps // 2), self.most_steps, 3 * steps))
         return steps if abs(wanted - steps) <= steps / 20 else wanted
 
     def projected(self, looks: Sequence[tuple[int, float]], steps: int) -> float:
@@ -333,7 +336,7 @@ def pace(looks: Sequence[tuple[int, float]]) -> float:
     """Seconds per step, looks and checkpoints included, over the later half of the looks.
 
     Args:
-        looks: steps done and seconds passed, at the first step and at each look; two of them at least.
+        looks: steps done and seconds passed at each look; two of them at least.
     """
     (first, before), (last, after) = looks[(len(looks) - 1) // 2], looks[-1]
     return (after - before) / (last - first)

@@ -25,7 +25,7 @@ from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
 SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
-_MEASURED_CHARS = 500_000  # for the length of tokens
+_MEASURED_CHARS, _MEASURED_DOCUMENTS = 500_000, 4096  # for the length of tokens
 
 
 class Plan:
@@ -56,6 +56,7 @@ class Plan:
         self.timetable: autopilot.Timetable | None = None
         self._merges_fall = True
         self._begun = self._text_bounds = False
+        self._has_words = True
         self._asked: frozenset[str] = frozenset()  # settings of the network that the user made
 
     @property
@@ -93,7 +94,7 @@ class Plan:
         if sample is not None:
             for_corpus |= {"sample_chars": sample, "sample_seed": int(for_train.get("seed", 0))}
             proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed, lengths)
-        self._text_bounds = proposal.text_bounds
+        self._text_bounds, self._has_words = proposal.text_bounds, autopilot.has_words(chars, lengths)
         for chosen, settings in ((proposal.model, for_model), (proposal.train, for_train)):
             for key, value in chosen.items():
                 settings.setdefault(key, value)
@@ -181,7 +182,12 @@ class Plan:
         network = f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters"
         if self._begun:
             return (f"{vocabulary} and {network}: those of the model that it begins from",)
-        size = f"suits {chars:,} characters" if train.tokenizer == "bpe" else f"that of --tokenizer {train.tokenizer}"
+        if train.tokenizer != "bpe":
+            size = f"that of --tokenizer {train.tokenizer}"
+        elif not self._has_words:
+            size = "more ids would hardly make its tokens longer"
+        else:
+            size = f"suits {chars:,} characters"
         if self._asked & {"embed_size", "hidden_size", "num_layers"}:
             width = "as asked"
         elif self._text_bounds:
@@ -222,17 +228,20 @@ class Plan:
 def token_lengths(corpus: Corpus, tokenizer: str) -> Mapping[int, float]:
     """Characters per token of a training text, by each size of an own vocabulary that the rule knows.
 
+    The boundaries of documents are tokens, too.
+
     Args:
-        corpus: the text; of a long one some half a million characters are enough.
-        tokenizer: its name. Nothing but the size follows from other ones than `bpe`: English stands for them.
+        corpus: the text; of a long one some half a million characters are enough, and some thousand documents.
+        tokenizer: its name. Only `bpe` is measured, since its size is chosen; English stands for the others.
     """
     if tokenizer != "bpe":
         return autopilot.ENGLISH
     documents = corpus.excerpt(_MEASURED_CHARS)
-    chars = max(1, sum(map(len, documents)))
     largest = BPETokenizer.train(documents, max(autopilot.ENGLISH))
+    counted = documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]
+    chars = max(1, sum(map(len, counted)))
     return {
-        size: chars / max(1, sum(len(smaller.encode(text)) for text in documents))
+        size: chars / max(1, sum(len(smaller.encode(text)) + 1 for text in counted))
         for size in autopilot.ENGLISH
         for smaller in [largest.cut(size)]
     }

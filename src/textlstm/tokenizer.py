@@ -41,11 +41,13 @@ Ids = NDArray[np.int32]
 
 _SURROGATES = re.compile("([\ud800-\udfff]+)")
 _MOST_WORDS = 1 << 18  # that an encoder remembers before it begins anew
+_SHORT = 50  # characters; looking up the words of so few takes longer than encoding them
 _MOST_NAMED = 8  # characters in a message
 _UNESCAPED = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
-# The pre-tokenization patterns by name. `words` is ours: marks stay with their letters, as scripts like Arabic
-# and Devanagari want it, and digits stand alone. The texts of the others are facts that tiktoken publishes.
+# The pre-tokenization patterns by name. `words` is ours: marks stay with their letters, as scripts like Arabic and
+# Devanagari want it, and digits stand alone (the first with the space before it). The texts of the others are facts
+# that tiktoken publishes.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PATTERNS = {
@@ -305,7 +307,7 @@ class BPETokenizer(Tokenizer):
         return cls(_merges_from_spelling(spelled, range(256)), "words")
 
     def cut(self, vocab_size: int) -> BPETokenizer:
-        """The same encoding with its first merges alone, so many that this many ids are left: what fewer ids learn."""
+        """The same encoding with its first merges alone, so many that this many ids are left."""
         return BPETokenizer(self.merges[: max(0, vocab_size - 256)], self.pattern, self.byte_order)
 
     def parts(self) -> NDArray[np.int32]:
@@ -329,6 +331,8 @@ class BPETokenizer(Tokenizer):
 
     def _words(self, text: str) -> Ids:
         """The ids of an ASCII text by its words: each is encoded once and then looked up, some eight times as fast."""
+        if len(text) < _SHORT:
+            return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
         if len(self._known) > _MOST_WORDS:
             del self._known
         words = _ASCII_WORDS[self.pattern].findall(text)
@@ -400,6 +404,7 @@ class _Words(dict[str, int]):
 
     def __init__(self) -> None:
         self._new: list[str] = []
+        self._filled = 0, 0  # words and ids in the tables, which have room for more
         zero = np.zeros(0, dtype=np.int64)
         self.tables: tuple[NDArray[np.int64], NDArray[np.int64], Ids] = zero, zero, zero.astype(np.int32)
 
@@ -412,10 +417,21 @@ class _Words(dict[str, int]):
         """Encodes the words that were asked for since the last time."""
         if self._new:
             encodings = [e.ids for e in backend.encode_batch_fast(self._new, add_special_tokens=False)]
-            lengths = np.concatenate([self.tables[1], np.array([len(ids) for ids in encodings], dtype=np.int64)])
-            flat = np.concatenate([self.tables[2], *(np.array(ids, dtype=np.int32) for ids in encodings)])
-            self.tables = np.cumsum(lengths) - lengths, lengths, flat
-            self._new = []
+            lengths = np.array([len(ids) for ids in encodings], dtype=np.int64)
+            flat = np.fromiter(itertools.chain.from_iterable(encodings), dtype=np.int32)
+            (words, ids), (starts_W, lengths_W, flat_N) = self._filled, self.tables
+            starts = ids + np.cumsum(lengths) - lengths
+            self.tables = _put(starts_W, words, starts), _put(lengths_W, words, lengths), _put(flat_N, ids, flat)
+            self._filled, self._new = (words + len(lengths), ids + len(flat)), []
+
+
+def _put(table: NDArray[Any], at: int, values: NDArray[Any]) -> NDArray[Any]:
+    """A table with values behind its first ones; one of twice the length where there is no room for them."""
+    end = at + len(values)
+    if end > len(table):
+        table = np.concatenate([table[:at], np.empty(max(end, 2 * at) - at, dtype=table.dtype)])
+    table[at:end] = values
+    return table
 
 
 class TextStream:

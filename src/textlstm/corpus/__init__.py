@@ -7,8 +7,10 @@ the end of what remains and picks the best weights. A tokenizer is made from the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -104,10 +106,11 @@ class Part:
     def stretches(self, places: Sequence[tuple[float, float]]) -> tuple[Document, ...]:
         """What lies between some places, given as shares of the part; each is moved on to the begin of a line."""
         found: list[Document] = []
-        borders = np.cumsum([0, *(len(d.text) for d in self.documents)])
+        borders = [0, *itertools.accumulate(len(d.text) for d in self.documents)]
         for place, end in places:
-            first, last = (round(share * int(borders[-1])) for share in (place, end))
-            for document, begin in zip(self.documents, borders.tolist(), strict=False):
+            first, last = (round(share * borders[-1]) for share in (place, end))
+            touched = slice(max(0, bisect_left(borders, first) - 1), bisect_left(borders, last + 1))
+            for document, begin in zip(self.documents[touched], borders[touched], strict=False):
                 a, b = (_line_begin(document.text, place - begin) for place in (first, last))
                 found += [Document(document.name, document.text[a:b])] if a < b else []
         return tuple(found)

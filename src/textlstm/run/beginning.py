@@ -193,7 +193,7 @@ def tokenizer_of(name: str, corpus: Corpus, vocab_size: int, view: View) -> Toke
     """The tokenizer of a run; one made for a long text is kept in the cache."""
     if isinstance(corpus.train, Part):
         return make_tokenizer(name, corpus.training_text(name), vocab_size)
-    key = hashlib.sha256(json.dumps([2, corpus.fingerprint, name, vocab_size]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([3, corpus.fingerprint, name, vocab_size]).encode()).hexdigest()
     path = cache_dir() / "tokenizers" / f"{key}.json"
     if path.exists():
         with suppress(ModelFileError, ValueError, OSError):

@@ -95,7 +95,7 @@ class Run:
         self.shown = "development" if self.chooses else "held-out" if whole else "held-out (begin)"
         self.best_step: int | None = None
         self._signals = Signals(view.notice, hold=group.size > 1)
-        self._looks: list[tuple[int, float]] = []  # steps and seconds of the run where training began, and at each
+        self._looks: list[tuple[int, float]] = []  # steps and seconds of the run at each
         self._told_late = False
         self._failing: set[str] = set()  # what could not be written the last time
         self._told_skipped: set[str] = set()  # why steps were skipped, as far as it was told
@@ -165,11 +165,14 @@ class Run:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)  # what a kill left while it wrote the first
         else:
             trainer.restore(checkpoint)
+            if (steps := trainer.config.steps) != self.setup.train.steps:  # they were counted again after it was taken
+                again = f"{steps:,} steps again, as at step {checkpoint.step:,}"
+                self._set_train(self.setup.train.replace(steps=steps), again)
             self._rewind(checkpoint)
         self.view.begin(self._facts(), trainer.step)
         if (lanes := trainer.reader.batch_size) < self.setup.train.batch_size:
             self.view.notice(f"the text is short: {lanes} lanes instead of {self.setup.train.batch_size}")
-        self._looks = [(trainer.step, self.seconds)]
+        self._looks = []
         callbacks = Callbacks(
             on_step=self._on_step,
             on_look=self._on_look,
@@ -312,15 +315,18 @@ class Run:
         wanted = timetable.recount(looks, steps)
         if wanted != steps:
             try:
-                self._set_train(self.setup.train.replace(steps=wanted))
+                reason = f"{wanted:,} steps instead: counted again at step {step:,}"
+                self._set_train(self.setup.train.replace(steps=wanted), reason)
             except OSError:  # asked again at the next look; until then the folder and the run agree
                 return steps
             pace = "faster" if wanted > steps else "slower"
             self.view.notice(f"the machine is {pace} than expected: {wanted:,} steps in all instead of {steps:,}")
             self.view.recount(wanted)
             self._log({"event": "recount", "step": step, "steps": wanted})
+        if len(looks) < 2 or 2 * step <= wanted or self._told_late:
+            return wanted
         projected, planned = timetable.projected(looks, wanted), timetable.seconds
-        if projected > 1.25 * planned and 2 * step > wanted and not self._told_late:
+        if projected > 1.25 * planned:
             self._told_late = True
             self.view.notice(
                 f"slower than when this machine was measured: about {duration(projected / 60)} in all instead of "
@@ -328,9 +334,9 @@ class Run:
             )
         return wanted
 
-    def _set_train(self, train: TrainConfig) -> None:
-        """Changes how the run goes on; from here on it follows from `config.json` again."""
-        setup = dataclasses.replace(self.setup, train=train)
+    def _set_train(self, train: TrainConfig, *reasons: str) -> None:
+        """Changes how the run goes on, for some reasons; from here on it follows from `config.json` again."""
+        setup = dataclasses.replace(self.setup, train=train, reasons=[*self.setup.reasons, *reasons])
         data = json.dumps(setup.to_dict(), indent=1).encode()
         insist(lambda: write_atomically(self.folder / "config.json", data))
         self.setup = setup

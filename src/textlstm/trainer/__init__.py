@@ -221,6 +221,8 @@ class Trainer:
     def recount(self, steps: int) -> None:
         """Lets the run take another number of steps in all, more than are done: schedules go on as if it always had.
 
+        The decay of the averaged weights stays, and so does the number of steps that it spans.
+
         Args:
             steps: the number.
         """
@@ -455,6 +457,7 @@ class Trainer:
             "skipped": self._skipped,
             "spikes": self._guard.state(),
             "finished": self.finished,
+            "steps": self.config.steps,
         }
         return Checkpoint(self.step, tensors, values)
 
@@ -481,8 +484,9 @@ class Trainer:
             self._generator.set_state(torch.from_numpy(tensors["generator"]))
             arrays = (torch.from_numpy(tensors[f"state.{name}"][:, self._rows].copy()).to(device) for name in "hc")
             self._state = State(*arrays)
-            self.reader.load_state_dict(values["reader"])
             self._ahead = None
+            self.recount(values.get("steps", self.config.steps))
+            self.reader.load_state_dict(values["reader"])
             self.step, self.best, self._stale = checkpoint.step, values["best"], values["stale"]
             self._skipped, self.finished = values["skipped"], values["finished"]
             self._guard.restore(values.get("spikes", self._guard.state()))
