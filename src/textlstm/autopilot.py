@@ -129,7 +129,7 @@ def _temperature(epochs: float) -> float:
 _REGULARISATION = frozenset(
     ("input_dropout", "layer_dropout", "output_dropout", "weight_dropout", "embed_dropout", "label_smoothing")
 )
-_LEAST_VOCABULARY = 320
+LEAST_VOCABULARY = 320
 # With 512 ids instead of 320 the tokens of prose, verse and code are 1.31 to 1.6 times as long, those of a table and
 # of music 1.10 and 1.13 times.
 _WORDS_LONGER = 1.2
@@ -161,7 +161,7 @@ def vocabulary(chars: int, lengths: Mapping[int, float] = ENGLISH) -> int:
         chars: length of the training text.
         lengths: characters of it per token, by size of the vocabulary.
     """
-    vocab, longer = (512, _LONGER) if has_words(chars, lengths) else (_LEAST_VOCABULARY, _WORDS_LONGER)
+    vocab, longer = (512, _LONGER) if has_words(chars, lengths) else (LEAST_VOCABULARY, _WORDS_LONGER)
     before = 512
     for larger, wanted in _VOCABULARIES:
         if chars / lengths[larger] < wanted or lengths[larger] < longer * lengths[before]:
@@ -177,7 +177,7 @@ def has_words(chars: int, lengths: Mapping[int, float]) -> bool:
         chars: length of the text; of a short one nobody can tell, and it is taken to have words.
         lengths: characters of it per token, by size of the vocabulary.
     """
-    return chars < _WORDS_TOLD_FROM or lengths[512] >= _WORDS_LONGER * lengths[_LEAST_VOCABULARY]
+    return chars < _WORDS_TOLD_FROM or lengths[512] >= _WORDS_LONGER * lengths[LEAST_VOCABULARY]
 
 
 def chars_per_token(vocab: int, lengths: Mapping[int, float] = ENGLISH) -> float:

@@ -280,7 +280,7 @@ def _space(first: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     vocab, hidden = first["vocab_size"], first["hidden_size"]
     dropouts = ("input_dropout", "layer_dropout", "output_dropout", "weight_dropout")
     return {
-        "vocab_size": {"choices": sorted({min(vocab, max(320, vocab // 2)), vocab, 2 * vocab})},
+        "vocab_size": {"choices": sorted({min(vocab, max(autopilot.LEAST_VOCABULARY, vocab // 2)), vocab, 2 * vocab})},
         "hidden_size": {"low": max(64, hidden // 128 * 64), "high": hidden // 64 * 128, "step": 64},
         "num_layers": {"low": 1, "high": 3, "step": 1},
         "batch_size": {"low": 4, "high": 32, "step": 4},
