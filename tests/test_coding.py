@@ -84,6 +84,7 @@ TOKENIZERS = {
     "char": CharTokenizer.from_text(TEXT + "äöü€"),
     "char-plain": CharTokenizer.from_text(TEXT + "äöü€", byte_fallback=False),
     "bpe": BPETokenizer.train(TEXT, 300),
+    "bpe-superwords": BPETokenizer.train(TEXT, 300, "superwords"),
 }
 MODELS = {name: make_model(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 MODELS["no-boundary"] = make_model(ByteTokenizer(), boundary=False)
@@ -371,7 +372,7 @@ def test_size_is_the_score_over_many_blocks(name):
     assert abs(8 * sum(map(len, coded)) - bits) < 2e-4 * bits + 8 * (6 + 4 * len(coded))
 
 
-@pytest.mark.parametrize("name", ["bpe", "char", "byte"])
+@pytest.mark.parametrize("name", ["bpe", "bpe-superwords", "char", "byte"])
 @given(st.text(alphabet="ab \n\u3000\xa0é/'1", max_size=400), st.integers(60, 200))
 def test_blocks_give_the_ids_of_the_whole(name, text, size):
     """Where a safe place is near; hardly a text of a few letters and spaces is without one."""

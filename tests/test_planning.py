@@ -23,7 +23,7 @@ from textlstm.errors import Interrupted, RunError
 from textlstm.model_file import read_model
 from textlstm.planning import Plan, lighter
 from textlstm.run import Request, Setup, split_settings, train
-from textlstm.tokenizer import BPETokenizer, ByteTokenizer
+from textlstm.tokenizer import OWN_BPE, BPETokenizer, ByteTokenizer
 from textlstm.trainer import Callbacks, Look, StepReport, Trainer, is_out_of_memory
 from textlstm.trainer.distributed import Group
 from textlstm.view import View
@@ -137,6 +137,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
         return planning.autopilot.ENGLISH
 
     monkeypatch.setattr(planning, "token_lengths", lengths)
+    monkeypatch.setattr(planning, "own_bpe", lambda corpus: machine.work(0.2) and "bpe")
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: machine.now))
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: machine.work(0.3) and peak)
     monkeypatch.setattr(planning, "measure_step", measured)
@@ -390,6 +391,41 @@ def test_lengths_of_the_tokens_of_many_documents_are_those_of_some(monkeypatch):
     counted = documents[::3]
     found = planning.token_lengths(corpus, "bpe")[320]
     assert found == sum(map(len, counted)) / sum(1 + len(trained.encode(row)) for row in counted)
+
+
+CSV = "".join(f"{k * 7919 % 1009},{k % 7}.{k * 31 % 97:02}\n" for k in range(3000))
+JSON = "".join(f'  {{\n    "code": "{k:03}",\n    "name": "{k * 7919 % 1009:x} inn"\n  }},\n' for k in range(1500))
+
+
+@pytest.mark.parametrize(
+    ("text", "tokenizer"),
+    [(JSON, "bpe-superwords"), (VARIED, "bpe"), (CSV, "bpe"), ("x" * 400, "bpe")],
+)
+def test_tokens_span_words_where_that_makes_them_half_as_long_again(tmp_path, text, tokenizer):
+    (tmp_path / "text.txt").write_text(text)
+    corpus = read_corpus([str(tmp_path / "text.txt")], CorpusConfig(val_chars=300, dev_fraction=0.0))
+    documents = corpus.excerpt(100_000)
+    words, superwords = (
+        sum(1 + len(trained.encode(document)) for document in documents)
+        for name in ("words", "superwords")
+        for trained in [BPETokenizer.train(documents, 512, name)]
+    )
+    assert (words >= 1.5 * superwords) == (tokenizer == "bpe-superwords")
+    assert planning.own_bpe(corpus) == tokenizer
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokenizer"),
+    [({}, "bpe-superwords"), ({"vocab_size": 300}, "bpe-superwords"), ({"tokenizer": "bpe"}, "bpe")],
+)
+def test_a_planned_run_takes_superwords_for_json_unless_another_tokenizer_is_named(tmp_path, asked, tokenizer):
+    (tmp_path / "table.json").write_text(JSON)
+    train(Request([str(tmp_path / "table.json")], tmp_path / "run", 0.01, settings=asked), View())
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    file = read_model(tmp_path / "run" / "model.safetensors")
+    assert config["train"]["tokenizer"] == tokenizer
+    assert isinstance(file.tokenizer, BPETokenizer) and file.tokenizer.pattern == OWN_BPE[tokenizer]
+    assert file.tokenizer.vocab_size + 1 == asked.get("vocab_size", file.config.vocab_size)
 
 
 def test_an_excerpt_is_spread_over_the_text(tmp_path):

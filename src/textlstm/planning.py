@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.network import RecurrentLM
 from textlstm.scoring.parts import FITTED_FROM, FITTED_ON, FITTING_READS
-from textlstm.tokenizer import BPETokenizer, Tokenizer, make_tokenizer
+from textlstm.tokenizer import OWN_BPE, BPETokenizer, Tokenizer, make_tokenizer
 from textlstm.trainer import is_out_of_memory, weights_of
 from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
 
@@ -26,6 +26,7 @@ SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is 
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
 _MEASURED_CHARS, _MEASURED_DOCUMENTS = 500_000, 4096  # for the length of tokens
+_TRIED_CHARS = 100_000  # for the choice of the own vocabulary's pattern
 
 
 class Plan:
@@ -86,6 +87,8 @@ class Plan:
         fixed, chars, self._asked = {**for_model, **for_train}, corpus.train.num_chars, frozenset(for_model)
         self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
+        if initial is None and "tokenizer" not in for_train:
+            name = for_train["tokenizer"] = own_bpe(corpus)
         lengths = autopilot.ENGLISH if initial is not None else token_lengths(corpus, name)
         proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths)
         sample = None
@@ -153,7 +156,7 @@ class Plan:
             rate = autopilot.merge_dropout(train.steps / passes, tokens / model.vocab_size)
             train = train.replace(merge_dropout=rate)
         tokens_read = train.steps * train.batch_size * train.seq_len
-        if not self._asked and train.tokenizer == "bpe" and corpus.val.num_chars:
+        if not self._asked and train.tokenizer in OWN_BPE and corpus.val.num_chars:
             hard = anchor_of(corpus, tokenizer, model.vocab_size)
             operations = 3 * model.flops_per_token * tokens_read
             self.predicted = autopilot.predict(operations, tokens, hard)
@@ -182,7 +185,7 @@ class Plan:
         network = f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters"
         if self._begun:
             return (f"{vocabulary} and {network}: those of the model that it begins from",)
-        if train.tokenizer != "bpe":
+        if train.tokenizer not in OWN_BPE:
             size = f"that of --tokenizer {train.tokenizer}"
         elif not self._has_words:
             size = "more ids would hardly make its tokens longer"
@@ -232,19 +235,34 @@ def token_lengths(corpus: Corpus, tokenizer: str) -> Mapping[int, float]:
 
     Args:
         corpus: the text; of a long one some half a million characters are enough, and some thousand documents.
-        tokenizer: its name. Only `bpe` is measured, since its size is chosen; English stands for the others.
+        tokenizer: its name. Only an own BPE is measured, since its size is chosen; English stands for the others.
     """
-    if tokenizer != "bpe":
+    if tokenizer not in OWN_BPE:
         return autopilot.ENGLISH
     documents = corpus.excerpt(_MEASURED_CHARS)
-    largest = BPETokenizer.train(documents, max(autopilot.ENGLISH))
+    largest = BPETokenizer.train(documents, max(autopilot.ENGLISH), OWN_BPE[tokenizer])
     counted = documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]
-    chars = max(1, sum(map(len, counted)))
-    return {
-        size: chars / max(1, sum(len(smaller.encode(text)) + 1 for text in counted))
-        for size in autopilot.ENGLISH
-        for smaller in [largest.cut(size)]
-    }
+    return {size: _chars_per_token(counted, largest.cut(size)) for size in autopilot.ENGLISH}
+
+
+def own_bpe(corpus: Corpus) -> str:
+    """The tokenizer that suits a training text, of those that are made of it.
+
+    Args:
+        corpus: the text; a hundred thousand characters of it are tried.
+    """
+    documents = corpus.excerpt(_TRIED_CHARS)
+    words, superwords = (
+        _chars_per_token(documents, BPETokenizer.train(documents, autopilot.TRIED_VOCABULARY, OWN_BPE[name]))
+        for name in ("bpe", "bpe-superwords")
+    )
+    return "bpe-superwords" if autopilot.has_boilerplate(words, superwords) else "bpe"
+
+
+def _chars_per_token(documents: Sequence[str], tokenizer: Tokenizer) -> float:
+    """Each document's boundary is a token, too."""
+    tokens = sum(len(tokenizer.encode(text)) + 1 for text in documents)
+    return max(1, sum(map(len, documents))) / max(1, tokens)
 
 
 def anchor_of(corpus: Corpus, tokenizer: Tokenizer, vocab: int) -> float:

@@ -45,13 +45,15 @@ _SHORT = 50  # characters; looking up the words of so few takes longer than enco
 _MOST_NAMED = 8  # characters in a message
 _UNESCAPED = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
-# The pre-tokenization patterns by name. `words` is ours: marks stay with their letters, as scripts like Arabic and
-# Devanagari want it, and digits stand alone (the first with the space before it). The texts of the others are facts
-# that tiktoken publishes.
+# The pre-tokenization patterns by name. The first two are ours. In `words` marks stay with their letters, as scripts
+# like Arabic and Devanagari want it, and digits stand alone (the first with the space before it). In `superwords` all
+# between two digits may become one token, but nothing crosses a space between letters, or the end of a line unless it
+# goes on with white space (`SAFE_CUT`). The texts of the others are facts that tiktoken publishes.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PATTERNS = {
     "words": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\u200c\u200d]*| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "superwords": r" ?\p{N}|\P{N}(?:(?! \p{N})(?!(?<=\p{L}) \p{L})(?!(?<=\S\n)[^\s/])\P{N})*",
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -59,6 +61,9 @@ PATTERNS = {
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
+
+
+OWN_BPE = {"bpe": "words", "bpe-superwords": "superwords"}  # names of tokenizers that are made of the text: patterns
 
 
 def _ascii(pattern: str) -> re.Pattern[str]:
@@ -70,7 +75,8 @@ def _ascii(pattern: str) -> re.Pattern[str]:
     for kind, letters in kinds.items():
         pattern = pattern.replace(kind, letters)
     pattern = pattern.replace(r"[^\s\p{L}\p{N}]", "[^\\sA-Za-z0-9]").replace(r"[^\r\n\p{L}\p{N}]", r"[^\r\nA-Za-z0-9]")
-    return re.compile(pattern.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"), re.ASCII)
+    pattern = pattern.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]").replace(r"\P{N}", "[^0-9]")
+    return re.compile(pattern, re.ASCII)
 
 
 _ASCII_WORDS = {name: _ascii(pattern) for name, pattern in PATTERNS.items()}
@@ -277,13 +283,14 @@ class BPETokenizer(Tokenizer):
         self.vocab_size = 256 + len(merges)
 
     @classmethod
-    def train(cls, text: str | tuple[str, ...], vocab_size: int) -> BPETokenizer:
+    def train(cls, text: str | tuple[str, ...], vocab_size: int, pattern: str = "words") -> BPETokenizer:
         """Learns merges from a text.
 
         Args:
             text: the training text, or each of its documents: what ends one and begins the next makes no pair, and
                 nor does what stands around bytes that are no text, since `encode` merges neither.
             vocab_size: ids wanted; fewer come out where the text has no more pairs that occur twice.
+            pattern: the name of a pre-tokenization pattern.
         """
         import tokenizers as tk
 
@@ -293,7 +300,7 @@ class BPETokenizer(Tokenizer):
                 f"boundary, not {vocab_size}"
             )
         model = tk.Tokenizer(tk.models.BPE())
-        model.pre_tokenizer = _pre_tokenizer("words")
+        model.pre_tokenizer = _pre_tokenizer(pattern)
         trainer = tk.trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -304,7 +311,7 @@ class BPETokenizer(Tokenizer):
         runs = (run for document in documents_of(text) for run in _SURROGATES.split(document)[::2])
         model.train_from_iterator((chunk for run in runs for chunk in _chunks(run)), trainer)
         spelled = json.loads(model.to_str())["model"]["merges"]
-        return cls(_merges_from_spelling(spelled, range(256)), "words")
+        return cls(_merges_from_spelling(spelled, range(256)), pattern)
 
     def cut(self, vocab_size: int) -> BPETokenizer:
         """The same encoding with its first merges alone, so many that this many ids are left."""
@@ -482,18 +489,18 @@ def make_tokenizer(name: str, text: str | tuple[str, ...], vocab_size: int) -> T
     """The tokenizer that `--tokenizer` names, made for a training text.
 
     Args:
-        name: `bpe`, `char`, `char-plain`, `byte`, `gpt2`, `gpt2-pruned`, another tiktoken encoding (with or without
-            `-pruned`), or the path of a `.tiktoken` file.
+        name: `bpe`, `bpe-superwords`, `char`, `char-plain`, `byte`, `gpt2`, `gpt2-pruned`, another tiktoken encoding
+            (with or without `-pruned`), or the path of a `.tiktoken` file.
         text: the training text, or each of its documents.
-        vocab_size: ids wanted of `bpe`, the document boundary not counted; the others have their own number.
+        vocab_size: ids wanted of an own BPE, the document boundary not counted; the others have their own number.
 
     Raises:
         UsageError: unknown name, or an encoding whose file is not at hand.
         MissingExtraError: GPT-2's vocabulary is not installed.
     """
     base = name.removesuffix("-pruned")
-    if name == "bpe":
-        return BPETokenizer.train(text, vocab_size)
+    if name in OWN_BPE:
+        return BPETokenizer.train(text, vocab_size, OWN_BPE[name])
     if name == "byte":
         return ByteTokenizer()
     if name in ("char", "char-plain"):
@@ -503,7 +510,7 @@ def make_tokenizer(name: str, text: str | tuple[str, ...], vocab_size: int) -> T
     elif base in _TIKTOKEN or base.endswith(".tiktoken"):
         tokenizer = _tiktoken_tokenizer(base)
     else:
-        known = ", ".join(["bpe", "char", "char-plain", "byte", "gpt2", "gpt2-pruned", *_TIKTOKEN])
+        known = ", ".join([*OWN_BPE, "char", "char-plain", "byte", "gpt2", "gpt2-pruned", *_TIKTOKEN])
         raise UsageError(f"there is no tokenizer {name!r}; known are {known}, or the path of a .tiktoken file")
     return tokenizer.prune(text) if name != base else tokenizer
 
