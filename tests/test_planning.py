@@ -137,6 +137,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
         return planning.autopilot.ENGLISH
 
     monkeypatch.setattr(planning, "token_lengths", lengths)
+    monkeypatch.setattr(planning, "digit_share", lambda corpus: 0.0)
     monkeypatch.setattr(planning, "own_bpe", lambda corpus: machine.work(0.2) and "bpe")
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: machine.now))
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: machine.work(0.3) and peak)
@@ -426,6 +427,17 @@ def test_a_planned_run_takes_superwords_for_json_unless_another_tokenizer_is_nam
     assert config["train"]["tokenizer"] == tokenizer
     assert isinstance(file.tokenizer, BPETokenizer) and file.tokenizer.pattern == OWN_BPE[tokenizer]
     assert file.tokenizer.vocab_size + 1 == asked.get("vocab_size", file.config.vocab_size)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_numbers_are_calibrated_more(tmp_path, monkeypatch, many):
+    (tmp_path / "rows.csv.txt").write_text("".join(f"{'12345' if many else '12'},abcdefghij\n" for _ in range(20_000)))
+    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
+    for_corpus, for_model, for_train = split_settings({})
+    corpus = read_corpus([str(tmp_path / "rows.csv.txt")], CorpusConfig())
+    assert planning.digit_share(corpus) == pytest.approx(5 / 17 if many else 2 / 14, abs=1e-4)
+    Plan(0.1, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
+    assert (for_train["calibration_temperature"] == 1.15) == many
 
 
 def test_an_excerpt_is_spread_over_the_text(tmp_path):

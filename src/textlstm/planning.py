@@ -90,13 +90,14 @@ class Plan:
         if initial is None and "tokenizer" not in for_train:
             name = for_train["tokenizer"] = own_bpe(corpus)
         lengths = autopilot.ENGLISH if initial is not None else token_lengths(corpus, name)
-        proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths)
+        digits = digit_share(corpus)
+        proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths, digits)
         sample = None
         if "sample_chars" not in for_corpus:
             sample = self._sample(corpus, proposal, name, initial)
         if sample is not None:
             for_corpus |= {"sample_chars": sample, "sample_seed": int(for_train.get("seed", 0))}
-            proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed, lengths)
+            proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed, lengths, digits)
         self._text_bounds, self._has_words = proposal.text_bounds, autopilot.has_words(chars, lengths)
         for chosen, settings in ((proposal.model, for_model), (proposal.train, for_train)):
             for key, value in chosen.items():
@@ -257,6 +258,12 @@ def own_bpe(corpus: Corpus) -> str:
         for name in ("bpe", "bpe-superwords")
     )
     return "bpe-superwords" if autopilot.has_boilerplate(words, superwords) else "bpe"
+
+
+def digit_share(corpus: Corpus) -> float:
+    """How many of the characters of a training text are digits; a hundred thousand of them are looked at."""
+    text = "".join(corpus.excerpt(_TRIED_CHARS))
+    return sum(map(str.isdigit, text)) / max(1, len(text))
 
 
 def _chars_per_token(documents: Sequence[str], tokenizer: Tokenizer) -> float:
