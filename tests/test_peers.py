@@ -1,6 +1,5 @@
 """The race's baselines and rules: evaluation against a slow obvious one, masks, schedules, the clock, going on."""
 
-import bz2
 import itertools
 import json
 import math
@@ -257,21 +256,16 @@ def test_a_wheel_is_read_in_the_order_of_names(tmp_path):
 def test_another_text_than_the_named_one_is_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "p.whl", "w") as opened:
         opened.writestr("p/a.txt", "something else")
-    source = replace(texts.SOURCES["wiki"], pattern="*.txt", text=lambda files: "something else")
-    monkeypatch.setattr(texts, "SOURCES", {"wiki": source})
+    source = replace(texts.SOURCES["dante"], pattern="*.txt", text=lambda files: "something else")
+    monkeypatch.setattr(texts, "SOURCES", {"dante": source})
     monkeypatch.setattr(texts, "_wheel", lambda source: tmp_path / "p.whl")
     with pytest.raises(SystemExit, match="another text than the one that was named"):
-        texts.read("wiki")
+        texts.read("dante")
 
 
-def test_conversations_lose_their_marks():
-    yaml = "categories:\n- talk\nconversations:\n- - How are you?\n  - Well. - And you?\n- - Bye\n"
-    assert texts._conversations({"a.yml": yaml.encode()}) == "talk\nHow are you?\nWell. - And you?\nBye\n"
-
-
-def test_the_encyclopedia_is_the_first_million_characters():
-    packed = {"a.bz2": bz2.compress(("ä" * 999_999 + "bcd").encode())}
-    assert texts._encyclopedia(packed) == "ä" * 999_999 + "b"
+def test_a_long_text_is_its_first_million_characters():
+    files = {"a.abc": ("ä" * 600_000).encode(), "b.abc": ("b" * 399_998).encode() + b"cd"}
+    assert texts._first_million(files) == "ä" * 600_000 + "\n" + "b" * 399_998 + "c"
 
 
 # The race and its page
@@ -294,19 +288,19 @@ def test_a_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
         return fake_line(*key)
 
     monkeypatch.setattr(race, "run", run)
-    names = [texts.TINY, "wiki"]
+    names = [texts.TINY, "dante"]
     with pytest.raises(KeyboardInterrupt):
         race.race(names, [], 3.0, [0, 1], results)
     first, ran[:] = list(ran), ran[3:]
     monkeypatch.setattr(race, "run", lambda *key: ran.append(key) or fake_line(*key))
     race.race(names, [], 3.0, [0, 1], results)
     wanted = [(texts.TINY, name, 3.0, seed) for seed in (0, 1) for name in report.NAMES][:-1]
-    wanted += [("wiki", name, 3.0, seed) for seed in (0, 1) for name in ("textlstm", "gpt-small", "gpt-large")]
+    wanted += [("dante", name, 3.0, seed) for seed in (0, 1) for name in ("textlstm", "gpt-small", "gpt-large")]
     assert first + ran == wanted
     race.race(names, [], 3.0, [0, 1], results)
     assert len(report.read_lines(results)) == len(wanted)
-    race.race(["wiki"], ["textlstm"], 30.0, [0], results)
-    assert ran[-1] == ("wiki", "textlstm", 30.0, 0)
+    race.race(["dante"], ["textlstm"], 30.0, [0], results)
+    assert ran[-1] == ("dante", "textlstm", 30.0, 0)
 
 
 def test_who_wants_a_core_now(tmp_path, monkeypatch):

@@ -8,9 +8,7 @@ of them, and no Shakespeare is.
 
 from __future__ import annotations
 
-import bz2
 import hashlib
-import re
 import subprocess
 import sys
 import zipfile
@@ -48,37 +46,31 @@ def _joined(files: Files) -> str:
     return "\n".join(data.decode() for data in files.values())
 
 
-def _encyclopedia(files: Files) -> str:
-    """The first million characters of a packed file."""
-    return "".join(bz2.decompress(data).decode() for data in files.values())[:1_000_000]
-
-
-def _conversations(files: Files) -> str:
-    """What is said, a line each, and the names of what it is about; the dashes of YAML are left out."""
-    said = re.findall(r"^ *-(?: -)? +(.+)$", _joined(files), re.MULTILINE)
-    return "".join(f"{line}\n" for line in said)
+def _first_million(files: Files) -> str:
+    return _joined(files)[:1_000_000]
 
 
 SOURCES: Mapping[str, Source] = {
-    "wiki": Source(
-        "an encyclopedia in its markup", "gensim==4.4.0", "*/enwiki-latest-pages-articles1*.bz2", _encyclopedia,
-        "aaf2fc8baf059656e4d5bea7def23b45c711610cc961b1af0b14a94cebb213c2",
+    "dante": Source(
+        "verse in Italian (Dante)", "music21==10.5.1", "*/languageExcerpts/trainingData/it.txt", _joined,
+        "b0785b2709df11d49ee52c6d119726b87e71e617e7f9a0dd90c5ce6b170ef975",
     ),
-    "tunes": Source(
-        "music in ABC notation (O'Neill's collection)", "music21==10.5.1", "music21/corpus/oneills1850/*.abc", _joined,
-        "832bf51bdbe295ba310067bd30efc76d83af4601481f256fc3bc67044842b049",
+    "chinese": Source(
+        "tales in classical Chinese", "music21==10.5.1", "*/languageExcerpts/trainingData/cn.txt", _joined,
+        "38231dbbe45ceeedb7abd03fbce2cf033fff29acfb0a46365b468cbb3afae396",
     ),
-    "persian": Source(
-        "conversations in Persian, a sentence a line", "chatterbot-corpus==1.3.3", "*/data/persian/*.yml",
-        _conversations, "207c95518c54fe7dba41621c96d564d49373aad908142cdfa2ba53959db298b5",
+    "songs": Source(
+        "folk songs in ABC notation (the Essen collection)", "music21==10.5.1", "music21/corpus/essenFolksong/*.abc",
+        _first_million, "9f8588cff312105f3f6214d2e95737a302c2501fa826f030f419331cd6009e01",
     ),
-    "javascript": Source(
-        "JavaScript: jQuery", "Django==5.2", "*/static/admin/js/vendor/jquery/jquery.js", _joined,
-        "78a85aca2f0b110c29e0d2b137e09f0a1fb7a8e554b499f740d6744dc8962cfe",
+    "c": Source(
+        "C: what Cython puts into its output", "Cython==3.3.1", "Cython/Utility/*.c", _joined,
+        "7ee4d0033962cb9e1611ca73f8b3429541824090f03ed3f6b9fd2a6676376d54",
     ),
-    "subdivisions": Source(
-        "a table: the parts of countries, in JSON", "pycountry==26.2.16", "*/databases/iso3166-2.json", _joined,
-        "78c90ef7fc25b5c2631aac5f089bc9ff6ec22c025c05b6ddbc087a1f1be2e46a",
+    "compounds": Source(
+        "a table: organic compounds with their constants", "chemicals==1.5.2",
+        "*/Physical Constants of Organic Compounds.csv", _joined,
+        "375cc9b2db48877ac5b8fb60c3713ef05adbbe927957c45094362d806ecfe383",
     ),
 }  # fmt: skip
 
