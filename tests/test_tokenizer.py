@@ -390,7 +390,8 @@ def test_own_vocabularies_merge_within_words(text, words):
         ('{"id": "K7", "at": "x y"}', ['{"id": "K', "7", '", "at": "x', ' y"}']),
         ('  "a": 1,\n  "b": 22\n', ['  "a":', " 1", ',\n  "b":', " 2", "2", "\n"]),  # a row may go on in the next line
         ("TX,USA,3\nNY,USA,4\n", ["TX,USA,", "3", "\n", "NY,USA,", "4", "\n"]),
-        ("one\ntwo\n\n three", ["one\n", "two\n\n three"]),
+        ("TX,USA\r\nNY,USA\r\n", ["TX,USA\r\n", "NY,USA\r\n"]),
+        ("one\ntwo\n\nthree", ["one\n", "two\n\nthree"]),  # what stands behind an empty line is no row
         ("die Straße <br/> ж\u0301 ж", ["die", " Straße <br/> ж\u0301 ж"]),  # a mark is no letter
     ],
 )
@@ -415,14 +416,28 @@ def test_superwords_are_what_plain_borders_leave(text):
         number = kind(character, "N") or (character == " " and after != "" and kind(after, "N"))
         alone = pieces and all(c == " " or kind(c, "N") for c in pieces[-1]) and kind(pieces[-1][-1], "N")
         between = character == " " and before != "" and kind(before[-1], "L") and after != "" and kind(after, "L")
-        row = len(before) == 2 and before[1] == "\n" and before[0] not in space and character not in space + "/"
+        line = text[max(0, i - 3) : i].replace("\r\n", "\n")[-2:]
+        row = len(line) == 2 and line[1] == "\n" and line[0] not in space and character not in space + "/"
         joined = pieces and pieces[-1] == " " and kind(character, "N")
-        if not pieces or (not joined and (number or alone or between or row)):
+        full = pieces and len(pieces[-1]) == 256
+        if not pieces or full or (not joined and (number or alone or between or row)):
             pieces.append(character)
         else:
             pieces[-1] += character
     splitter = tk.pre_tokenizers.Split(tk.Regex(module.PATTERNS["superwords"]), "isolated")
     assert [piece for piece, _ in splitter.pre_tokenize_str(text)] == pieces
+
+
+def test_superwords_have_a_greatest_length():
+    """Learning pairs takes time with the square of a piece: this text was one piece, and took half a minute."""
+    text = "".join(
+        f"{chr(0x4E00 + k * k % 2999)}{chr(0x4E00 + k * 7919 % 4001)}。\r\n"[: 2 + k % 4] for k in range(40_000)
+    )
+    splitter = tk.pre_tokenizers.Split(tk.Regex(module.PATTERNS["superwords"]), "isolated")
+    lengths = [len(piece) for piece, _ in splitter.pre_tokenize_str("x-" * 300)]
+    assert lengths == [256, 256, 88] and max(len(piece) for piece, _ in splitter.pre_tokenize_str(text)) <= 256
+    bpe = BPETokenizer.train(text, 300, "superwords")
+    assert bpe.vocab_size == 300 and bpe.decode(bpe.encode(text)) == text
 
 
 def test_a_vocabulary_below_the_bytes_is_refused():

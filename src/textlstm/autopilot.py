@@ -19,7 +19,7 @@ length, `docs/log.md` has the runs):
 - The learning rate falls with the width: 8e-3 sqrt(320 / H), 1e-2 at most.
 - Up to 60 epochs there is no development part: all text is learnt from, and the end of the schedule is the best
   point. The logits of the finished model are divided by 1 + 0.04 log2(epochs / 5) then, between 1 and 1.15, or by 1.15
-  where a quarter of the characters are digits. A text is read 100 times at most.
+  from 5 epochs on where a quarter of the characters are digits. A text is read 100 times at most.
 - 12 lanes of 64 tokens, 16 where C is above 3e14: a short run wants steps (at 2e13 operations 12 lanes cost 0.05
   nats per character less than 24, for 15 % fewer tokens a second). Short texts have fewer.
 - Averaging spans a twelfth of the run. Above 12 epochs it spans a quarter, the learning rate ends at a fifth, and
@@ -124,8 +124,8 @@ def _dropout(epochs: float, params_per_token: float, words: bool) -> float:
 
 
 def _temperature(epochs: float, digits: float) -> float:
-    """Networks grow too sure of what they read often, by this much with the dropout above, and of numbers at once."""
-    if digits >= _MANY_DIGITS:
+    """Networks grow too sure of what they read often, by this much with the dropout above, and of numbers sooner."""
+    if digits >= _MANY_DIGITS and epochs >= _OVER_NUMBERS:
         return _HIGHEST_TEMPERATURE
     return round(min(_HIGHEST_TEMPERATURE, 1 + 0.04 * math.log2(max(1.0, epochs / 5))), 2)
 
@@ -137,7 +137,7 @@ _REGULARISATION = frozenset(
 _HIGHEST_TEMPERATURE = 1.15
 # Share of the characters. Numbers that nothing foretells are learnt by heart: after 14 epochs of a table of places the
 # loss is 1.496, divided by 1.06 1.484, by 1.15 1.473; after 5 of one of countries by years 2.31, and by 1.15 2.22.
-_MANY_DIGITS = 1 / 4
+_MANY_DIGITS, _OVER_NUMBERS = 1 / 4, 5
 LEAST_VOCABULARY, TRIED_VOCABULARY = 320, 512
 # With 512 ids instead of 320 the tokens of prose, verse and code are 1.31 to 1.6 times as long, those of a table and
 # of music 1.10 and 1.13 times.
@@ -145,7 +145,7 @@ _WORDS_LONGER = 1.2
 _WORDS_TOLD_FROM = 2_000  # characters; in fewer pairs of English run out before 512 ids
 # Where tokens of JSON that may span words are 2.6 times as long, the loss is 13 % lower. In music, where they are 1.2
 # times as long, it is 2 to 3 % higher, and in a table in CSV (1.14 times) about as much.
-_SUPERWORDS_LONGER = 1.5
+_SUPERWORDS_LONGER, _FEWEST_SUPERWORDS = 1.5, 5_000
 # Ids, and tokens of text that they want. Tokens of words are 1.27 to 1.41 times as long with 1024 ids as with 512.
 _VOCABULARIES = ((1024, 300_000), (2048, 1_000_000), (4096, 9_000_000))
 _LONGER = 1.1
@@ -192,13 +192,14 @@ def has_words(chars: int, lengths: Mapping[int, float]) -> bool:
     return chars < _WORDS_TOLD_FROM or lengths[512] >= _WORDS_LONGER * lengths[LEAST_VOCABULARY]
 
 
-def has_boilerplate(words: float, superwords: float) -> bool:
+def has_boilerplate(chars: int, words: float, superwords: float) -> bool:
     """Whether words and what stands between them come back together so often that tokens had better span them.
 
     Args:
+        chars: of the text that was tried; of a short one too few tokens would be left.
         words, superwords: characters per token with 512 ids by each pattern.
     """
-    return superwords >= _SUPERWORDS_LONGER * words
+    return superwords >= _SUPERWORDS_LONGER * words and chars / superwords >= _FEWEST_SUPERWORDS
 
 
 def chars_per_token(vocab: int, lengths: Mapping[int, float] = ENGLISH) -> float:

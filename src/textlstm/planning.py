@@ -26,7 +26,7 @@ SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is 
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
 _MEASURED_CHARS, _MEASURED_DOCUMENTS = 500_000, 4096  # for the length of tokens
-_TRIED_CHARS = 100_000  # for the choice of the own vocabulary's pattern
+_TRIED_CHARS = 100_000  # to tell what kind of text it is
 
 
 class Plan:
@@ -87,10 +87,11 @@ class Plan:
         fixed, chars, self._asked = {**for_model, **for_train}, corpus.train.num_chars, frozenset(for_model)
         self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
+        tried = tried_documents(corpus)
         if initial is None and "tokenizer" not in for_train:
-            name = for_train["tokenizer"] = own_bpe(corpus)
+            name = for_train["tokenizer"] = own_bpe(tried)
         lengths = autopilot.ENGLISH if initial is not None else token_lengths(corpus, name)
-        digits = digit_share(corpus)
+        digits = digit_share(tried)
         proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths, digits)
         sample = None
         if "sample_chars" not in for_corpus:
@@ -157,7 +158,7 @@ class Plan:
             rate = autopilot.merge_dropout(train.steps / passes, tokens / model.vocab_size)
             train = train.replace(merge_dropout=rate)
         tokens_read = train.steps * train.batch_size * train.seq_len
-        if not self._asked and train.tokenizer in OWN_BPE and corpus.val.num_chars:
+        if not self._asked and train.tokenizer == "bpe" and corpus.val.num_chars:
             hard = anchor_of(corpus, tokenizer, model.vocab_size)
             operations = 3 * model.flops_per_token * tokens_read
             self.predicted = autopilot.predict(operations, tokens, hard)
@@ -182,7 +183,7 @@ class Plan:
     def _shape_reasons(
         self, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, chars_per_token: float, chars: int
     ) -> tuple[str, ...]:
-        vocabulary = f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token)"
+        vocabulary = f"vocabulary {model.vocab_size} ({tokenizer.title}, {chars_per_token:.2f} characters per token)"
         network = f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters"
         if self._begun:
             return (f"{vocabulary} and {network}: those of the model that it begins from",)
@@ -242,27 +243,37 @@ def token_lengths(corpus: Corpus, tokenizer: str) -> Mapping[int, float]:
         return autopilot.ENGLISH
     documents = corpus.excerpt(_MEASURED_CHARS)
     largest = BPETokenizer.train(documents, max(autopilot.ENGLISH), OWN_BPE[tokenizer])
-    counted = documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]
+    counted = _some(documents)
     return {size: _chars_per_token(counted, largest.cut(size)) for size in autopilot.ENGLISH}
 
 
-def own_bpe(corpus: Corpus) -> str:
-    """The tokenizer that suits a training text, of those that are made of it.
+def tried_documents(corpus: Corpus) -> tuple[str, ...]:
+    """A hundred thousand characters of a training text, spread over it, which tell what kind it is."""
+    documents = _some(corpus.excerpt(_TRIED_CHARS))
+    return tuple(text[: 1 + _TRIED_CHARS // len(documents)] for text in documents) if documents else ()
+
+
+def _some(documents: Sequence[str]) -> Sequence[str]:
+    return documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]
+
+
+def own_bpe(documents: tuple[str, ...]) -> str:
+    """The tokenizer that suits a text, of those that are made of it.
 
     Args:
-        corpus: the text; a hundred thousand characters of it are tried.
+        documents: some of the text.
     """
-    documents = corpus.excerpt(_TRIED_CHARS)
     words, superwords = (
         _chars_per_token(documents, BPETokenizer.train(documents, autopilot.TRIED_VOCABULARY, OWN_BPE[name]))
         for name in ("bpe", "bpe-superwords")
     )
-    return "bpe-superwords" if autopilot.has_boilerplate(words, superwords) else "bpe"
+    chars = sum(map(len, documents))
+    return "bpe-superwords" if autopilot.has_boilerplate(chars, words, superwords) else "bpe"
 
 
-def digit_share(corpus: Corpus) -> float:
-    """How many of the characters of a training text are digits; a hundred thousand of them are looked at."""
-    text = "".join(corpus.excerpt(_TRIED_CHARS))
+def digit_share(documents: Sequence[str]) -> float:
+    """How many of the characters of some documents are digits."""
+    text = "".join(documents)
     return sum(map(str.isdigit, text)) / max(1, len(text))
 
 

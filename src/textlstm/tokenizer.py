@@ -47,13 +47,14 @@ _UNESCAPED = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 # The pre-tokenization patterns by name. The first two are ours. In `words` marks stay with their letters, as scripts
 # like Arabic and Devanagari want it, and digits stand alone (the first with the space before it). In `superwords` all
-# between two digits may become one token, but nothing crosses a space between letters, or the end of a line unless it
-# goes on with white space (`SAFE_CUT`). The texts of the others are facts that tiktoken publishes.
+# between two digits may become one token, but nothing crosses a space between letters or a line end between two
+# visible characters (`SAFE_CUT`), and nothing is longer than 256 characters: learning pairs takes time with the square
+# of that. The texts of the others are facts that tiktoken publishes.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PATTERNS = {
     "words": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\u200c\u200d]*| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "superwords": r" ?\p{N}|\P{N}(?:(?! \p{N})(?!(?<=\p{L}) \p{L})(?!(?<=\S\n)[^\s/])\P{N})*",
+    "superwords": r" ?\p{N}|\P{N}(?:(?! \p{N})(?!(?<=\p{L}) \p{L})(?!(?:(?<=\S\n)|(?<=\S\r\n))[^\s/])\P{N}){0,255}",
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -141,6 +142,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> Ids:
         """The ids of a text, shape (N,); never fails, whatever the characters."""
+
+    @property
+    def title(self) -> str:
+        """What it is called where people read it."""
+        return self.kind
 
     def losses(self, text: str) -> str:
         """What encoding a text loses, in words; "" where `decode` gives it back whole, as all but `char-plain` do."""
@@ -356,6 +362,10 @@ class BPETokenizer(Tokenizer):
     @cached_property
     def _known(self) -> _Words:
         return _Words()
+
+    @property
+    def title(self) -> str:
+        return "bpe-superwords" if self.pattern == "superwords" else self.kind
 
     def token_bytes(self, id: int) -> bytes:
         return self._table[id] if id < self.vocab_size else b""
@@ -687,9 +697,11 @@ def _pre_tokenizer(pattern: str) -> tokenizers.pre_tokenizers.PreTokenizer:
 
 
 # A cut between a letter and a space that another letter follows is a border of words in every pattern, and so is one
-# behind a single line end (o200k has a slash go with the line end before it).
-SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=[^\s/])")
-_LINES = re.compile(r"(?<=\S\n)(?=[^\s/])")
+# behind a single line end (o200k has a slash go with the line end before it). What is before the line end must be
+# text: escaped bytes are encoded by themselves, and the line end behind them is the first character of what follows.
+_LINE = r"(?:(?<=[^\s\ud800-\udfff]\n)|(?<=[^\s\ud800-\udfff]\r\n))(?=[^\s/])"
+SAFE_CUT = re.compile(rf"(?<=[A-Za-z])(?= [A-Za-z])|{_LINE}")
+_LINES = re.compile(_LINE)
 _CHUNK = 1 << 16
 
 

@@ -210,7 +210,7 @@ class Corpus:
         train_part = Part((*documents, *more), self.train.continues)
         return replace(self, train=train_part, dev=Part((), self.dev.continues))
 
-    def sampled(self, chars: int, seed: int) -> Corpus:
+    def sampled(self, chars: int, seed: int, stretch: int | None = None) -> Corpus:
         """The same text with a sample for the training part: stretches spread over it, at places drawn by a seed.
 
         The training part is cut into equal sections, and from each comes one stretch that lies anywhere in it; the
@@ -219,11 +219,12 @@ class Corpus:
         Args:
             chars: about how many characters to keep.
             seed: of where the stretches lie.
+            stretch: characters of each, about, 100,000 by default; longer where there would be more than 64.
         """
         share = chars / self.train.num_chars
         if share >= 1:
             return self
-        sections = max(1, min(_MOST_STRETCHES, chars // _STRETCH_CHARS))
+        sections = max(1, min(_MOST_STRETCHES, chars // (_STRETCH_CHARS if stretch is None else stretch)))
         slack_K = np.random.default_rng(seed).random(sections) * (1 - share)
         slack_K[-1] = 1 - share
         places = [((k + slack) / sections, (k + slack + share) / sections) for k, slack in enumerate(slack_K.tolist())]
@@ -245,10 +246,10 @@ class Corpus:
         return self.excerpt(_SAMPLE_CHARS)
 
     def excerpt(self, chars: int) -> tuple[str, ...]:
-        """The documents to learn from, or of longer ones stretches of about so many characters, evenly spread."""
+        """The documents to learn from, or of longer ones 32 stretches of about so many characters, evenly spread."""
         if isinstance(self.train, StoredPart):
             return self.train.sample(chars)
-        part = self.train if self.train.num_chars <= chars else self.sampled(chars, 0).train
+        part = self.train if self.train.num_chars <= chars else self.sampled(chars, 0, max(1, chars // 32)).train
         return part.head(part.num_chars)
 
     def encode(

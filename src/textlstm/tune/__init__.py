@@ -46,7 +46,7 @@ from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Part, Tokens, absolute, lanes_within, read_corpus, source_title
 from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.files import write_atomically
-from textlstm.planning import own_bpe, token_lengths
+from textlstm.planning import own_bpe, token_lengths, tried_documents
 from textlstm.tokenizer import OWN_BPE, Tokenizer
 from textlstm.trainer import Callbacks, Look, Trainer, is_out_of_memory
 from textlstm.trainer.device import choose_device, usual_precision
@@ -239,7 +239,7 @@ class _Plan:
     def made(cls, asked: Mapping[str, Any], text: Corpus, device: str) -> _Plan:
         """The plan of a new search."""
         fixed, chars = asked["fixed"]["model"] | asked["fixed"]["train"], text.train.num_chars
-        tokenizer = fixed["tokenizer"] if "tokenizer" in fixed else own_bpe(text)
+        tokenizer = fixed["tokenizer"] if "tokenizer" in fixed else own_bpe(tried_documents(text))
         lengths = token_lengths(text, tokenizer)
         if asked["flops"] is None:
             peak = planning_peak(device, fixed["precision"])
