@@ -699,7 +699,7 @@ def _pre_tokenizer(pattern: str) -> tokenizers.pre_tokenizers.PreTokenizer:
 # A cut between a letter and a space that another letter follows is a border of words in every pattern, and so is one
 # behind a single line end (o200k has a slash go with the line end before it). What is before the line end must be
 # text: escaped bytes are encoded by themselves, and the line end behind them is the first character of what follows.
-_LINE = r"(?:(?<=[^\s\ud800-\udfff]\n)|(?<=[^\s\ud800-\udfff]\r\n))(?=[^\s/])"
+_LINE = r"(?<=\n)(?:(?<=[^\s\ud800-\udfff]\n)|(?<=[^\s\ud800-\udfff]\r\n))(?=[^\s/])"
 SAFE_CUT = re.compile(rf"(?<=[A-Za-z])(?= [A-Za-z])|{_LINE}")
 _LINES = re.compile(_LINE)
 _CHUNK = 1 << 16
