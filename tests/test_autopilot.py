@@ -203,7 +203,7 @@ def test_temperatures_where_they_were_measured():
         assert epochs(operations, chars, hidden, vocab)[1].temperature == pytest.approx(measured, abs=0.035)
     tables = [propose(180, 300_000, 1e11, {}, ENGLISH, digits).temperature for digits in (0.0, 0.24, 0.25, 0.9)]
     assert tables[0] == tables[1] < tables[2] == tables[3] == 1.15
-    assert propose(180, 3_000_000, 1e11, {}, ENGLISH, 0.9).temperature == 1  # nothing is known of fewer than 5 epochs
+    assert [propose(180, chars, 1e11, {}, ENGLISH, 0.9).temperature for chars in (10**8, 1_500_000)] == [1, 1.08]
     assert propose(180, 300_000, 1e11, {"layer_dropout": 0.2}, ENGLISH, 0.9).temperature == 1
     assert propose(3600, 1_000_000, 4e11, {"output_dropout": 0.5}).temperature == 1  # another network's
     assert epochs(1e15, 133_633, 320, 512)[1].temperature == 1.15  # after a hundred passes, and no more was measured

@@ -18,8 +18,8 @@ length, `docs/log.md` has the runs):
   layers, d + 0.1 on the output, 0.4 (d - 0.2) of whole tokens.
 - The learning rate falls with the width: 8e-3 sqrt(320 / H), 1e-2 at most.
 - Up to 60 epochs there is no development part: all text is learnt from, and the end of the schedule is the best
-  point. The logits of the finished model are divided by 1 + 0.04 log2(epochs / 5) then, between 1 and 1.15, or by 1.15
-  from 5 epochs on where a quarter of the characters are digits. A text is read 100 times at most.
+  point. The logits of the finished model are divided by 1 + 0.04 log2(epochs / 5) then, between 1 and 1.15; by
+  1 + 0.07 log2(epochs) where a quarter of the characters are digits. A text is read 100 times at most.
 - 12 lanes of 64 tokens, 16 where C is above 3e14: a short run wants steps (at 2e13 operations 12 lanes cost 0.05
   nats per character less than 24, for 15 % fewer tokens a second). Short texts have fewer.
 - Averaging spans a twelfth of the run. Above 12 epochs it spans a quarter, the learning rate ends at a fifth, and
@@ -125,19 +125,17 @@ def _dropout(epochs: float, params_per_token: float, words: bool) -> float:
 
 def _temperature(epochs: float, digits: float) -> float:
     """Networks grow too sure of what they read often, by this much with the dropout above, and of numbers sooner."""
-    if digits >= _MANY_DIGITS and epochs >= _OVER_NUMBERS:
-        return _HIGHEST_TEMPERATURE
-    return round(min(_HIGHEST_TEMPERATURE, 1 + 0.04 * math.log2(max(1.0, epochs / 5))), 2)
+    sure = 0.07 * math.log2(max(1.0, epochs)) if digits >= _MANY_DIGITS else 0.04 * math.log2(max(1.0, epochs / 5))
+    return round(min(1.15, 1 + sure), 2)
 
 
 # Settings of the user under which another temperature may be right.
 _REGULARISATION = frozenset(
     ("input_dropout", "layer_dropout", "output_dropout", "weight_dropout", "embed_dropout", "label_smoothing")
 )
-_HIGHEST_TEMPERATURE = 1.15
 # Share of the characters. Numbers that nothing foretells are learnt by heart: after 14 epochs of a table of places the
 # loss is 1.496, divided by 1.06 1.484, by 1.15 1.473; after 5 of one of countries by years 2.31, and by 1.15 2.22.
-_MANY_DIGITS, _OVER_NUMBERS = 1 / 4, 5
+_MANY_DIGITS = 1 / 4
 LEAST_VOCABULARY, TRIED_VOCABULARY = 320, 512
 # With 512 ids instead of 320 the tokens of prose, verse and code are 1.31 to 1.6 times as long, those of a table and
 # of music 1.10 and 1.13 times.
