@@ -68,7 +68,7 @@ TEXT = make_text(8_000)
 TOKENIZERS: dict[str, Tokenizer] = {
     "byte": ByteTokenizer(),
     "char": CharTokenizer.from_text(TEXT[:2000]),
-    **{name: BPETokenizer.train(TEXT, 400, name) for name in PATTERNS},
+    **{name: BPETokenizer(BPETokenizer.train(TEXT, 400).merges, name) for name in PATTERNS},
 }
 
 

@@ -22,7 +22,7 @@ import click
 import numpy as np
 import pytest
 from conftest import make_text
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from textlstm import cli, coding
@@ -84,9 +84,6 @@ TOKENIZERS = {
     "char": CharTokenizer.from_text(TEXT + "äöü€"),
     "char-plain": CharTokenizer.from_text(TEXT + "äöü€", byte_fallback=False),
     "bpe": BPETokenizer.train(TEXT, 300),
-    "bpe-superwords": BPETokenizer.train(
-        "\na\n\nb/'é \xa0ab" * 40 + "\r\n b1\n" * 40 + " \nb\t\nb\xa0\nb" * 40, 300, "superwords"
-    ),
 }
 MODELS = {name: make_model(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 MODELS["no-boundary"] = make_model(ByteTokenizer(), boundary=False)
@@ -374,7 +371,7 @@ def test_size_is_the_score_over_many_blocks(name):
     assert abs(8 * sum(map(len, coded)) - bits) < 2e-4 * bits + 8 * (6 + 4 * len(coded))
 
 
-@pytest.mark.parametrize("name", ["bpe", "bpe-superwords", "char", "byte"])
+@pytest.mark.parametrize("name", ["bpe", "char", "byte"])
 @given(st.text(alphabet="ab \n\u3000\xa0é/'1", max_size=400), st.integers(60, 200))
 def test_blocks_give_the_ids_of_the_whole(name, text, size):
     """Where a safe place is near; hardly a text of a few letters and spaces is without one."""
@@ -386,17 +383,6 @@ def test_blocks_give_the_ids_of_the_whole(name, text, size):
     if safe.issuperset(borders):
         ids = [tokenizer.encode(coding.bytes_to_text(block)) for block in blocks]
         assert np.array_equal(np.concatenate(ids), tokenizer.encode(text))
-
-
-@pytest.mark.parametrize("name", ["bpe", "bpe-superwords"])
-@given(st.lists(st.sampled_from([b"a", b"b", b" ", b"\n", b"\r\n", b"\n\nb", b"/", b"1", b"\xff"]), max_size=30))
-@example([b"\xff", b"\n", b"b"])
-def test_both_sides_of_a_safe_cut_have_the_ids_of_the_whole(name, pieces):
-    """Bytes that are no text as well, which are encoded by themselves."""
-    tokenizer, text = TOKENIZERS[name], coding.bytes_to_text(b"".join(pieces))
-    for cut in SAFE_CUT.finditer(text):
-        sides = [tokenizer.encode(side) for side in (text[: cut.start()], text[cut.start() :])]
-        assert np.array_equal(np.concatenate(sides), tokenizer.encode(text))
 
 
 @given(st.binary(min_size=2, max_size=60))

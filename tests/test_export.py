@@ -42,7 +42,6 @@ TOKENIZERS = {
     "char": CharTokenizer.from_text("hello, world? 中🙂"),
     "char-plain": CharTokenizer("abc? d", byte_fallback=False),
     "bpe": BPETokenizer.train(TEXT, 500),
-    "bpe-superwords": BPETokenizer.train(TEXT, 500, "superwords"),
     "gpt2-pruned": gpt2_tokenizer().prune(TEXT),
     "cl100k": BPETokenizer(gpt2_tokenizer().merges[:2000], "cl100k", gpt2_tokenizer().byte_order),
 }

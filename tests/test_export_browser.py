@@ -67,7 +67,6 @@ TOKENIZERS = {
     "char": CharTokenizer.from_text("hello, world? 中🙂"),
     "char-plain": CharTokenizer("abc d", byte_fallback=False),
     "bpe": BPETokenizer.train(TEXT, 500),
-    "bpe-superwords": BPETokenizer.train(TEXT, 500, "superwords"),
     # Two merges make "abc", and the later id stands for it.
     "bpe-doubled": BPETokenizer(np.array([[97, 98], [256, 99], [98, 99], [97, 258], [257, 100], [258, 258]])),
     "gpt2": gpt2_tokenizer(),

@@ -23,7 +23,7 @@ from textlstm.errors import Interrupted, RunError
 from textlstm.model_file import read_model
 from textlstm.planning import Plan, lighter
 from textlstm.run import Request, Setup, split_settings, train
-from textlstm.tokenizer import OWN_BPE, BPETokenizer, ByteTokenizer
+from textlstm.tokenizer import BPETokenizer, ByteTokenizer
 from textlstm.trainer import Callbacks, Look, StepReport, Trainer, is_out_of_memory
 from textlstm.trainer.distributed import Group
 from textlstm.view import View
@@ -137,9 +137,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
         return planning.autopilot.ENGLISH
 
     monkeypatch.setattr(planning, "token_lengths", lengths)
-    monkeypatch.setattr(planning, "digit_share", lambda documents: 0.0)
-    monkeypatch.setattr(planning, "tried_documents", lambda corpus: ())
-    monkeypatch.setattr(planning, "own_bpe", lambda documents: machine.work(0.2) and "bpe")
+    monkeypatch.setattr(planning, "digit_share", lambda corpus: 0.0)
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: machine.now))
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: machine.work(0.3) and peak)
     monkeypatch.setattr(planning, "measure_step", measured)
@@ -397,54 +395,14 @@ def test_lengths_of_the_tokens_of_many_documents_are_those_of_some(monkeypatch):
     assert found == sum(map(len, counted)) / sum(1 + len(trained.encode(row)) for row in counted)
 
 
-CSV = "".join(f"{k * 7919 % 1009},{k % 7}.{k * 31 % 97:02}\n" for k in range(3000))
-JSON = "".join(f'  {{\n    "code": "{k:03}",\n    "name": "{k * 7919 % 1009:x} inn"\n  }},\n' for k in range(1500))
-
-
-@pytest.mark.parametrize(
-    ("text", "tokenizer"),
-    [(JSON, "bpe-superwords"), (VARIED, "bpe"), (CSV, "bpe"), ("x" * 400, "bpe"), (JSON + VARIED * 9, "bpe")],
-)
-def test_tokens_span_words_where_that_makes_them_half_as_long_again(tmp_path, text, tokenizer):
-    (tmp_path / "text.txt").write_text(text)
-    corpus = read_corpus([str(tmp_path / "text.txt")], CorpusConfig(val_chars=300, dev_fraction=0.0))
-    documents = planning.tried_documents(corpus)
-    words, superwords = (
-        sum(1 + len(trained.encode(document)) for document in documents)
-        for name in ("words", "superwords")
-        for trained in [BPETokenizer.train(documents, 512, name)]
-    )
-    assert (words >= 1.5 * superwords) == (tokenizer == "bpe-superwords")
-    assert planning.own_bpe(documents) == tokenizer
-
-
-def test_what_repeats_itself_whole_leaves_too_few_superwords():
-    assert planning.own_bpe(('  {\n    "name": "x"\n  },\n' * 4000,)) == "bpe"
-
-
-def test_what_a_text_is_is_told_by_all_of_it(tmp_path):
-    """An index of numbers at the end of a book; of many rows some."""
+def test_the_share_of_digits_is_told_by_all_of_a_text(tmp_path):
+    """An index of numbers at the end of a book; of many rows all."""
     (tmp_path / "book.txt").write_text("abcdefghi\n" * 50_000 + "12345678\n" * 12_000)
     corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_fraction=0.0, dev_fraction=0.0))
-    documents = planning.tried_documents(corpus)
-    assert len(documents) == 32 and 90_000 < sum(map(len, documents)) < 110_000
-    assert planning.digit_share(documents) == pytest.approx(96 / 608, abs=0.02)
-    rows = read_corpus([Rows([{"text": "x"}] * 20_000)], CorpusConfig(val_chars=100, dev_fraction=0.0))
-    assert len(planning.tried_documents(rows)) <= 4096
-
-
-@pytest.mark.parametrize(
-    ("asked", "tokenizer"),
-    [({}, "bpe-superwords"), ({"vocab_size": 300}, "bpe-superwords"), ({"tokenizer": "bpe"}, "bpe")],
-)
-def test_a_planned_run_takes_superwords_for_json_unless_another_tokenizer_is_named(tmp_path, asked, tokenizer):
-    (tmp_path / "table.json").write_text(JSON)
-    train(Request([str(tmp_path / "table.json")], tmp_path / "run", 0.01, settings=asked), View())
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    file = read_model(tmp_path / "run" / "model.safetensors")
-    assert config["train"]["tokenizer"] == tokenizer
-    assert isinstance(file.tokenizer, BPETokenizer) and file.tokenizer.pattern == OWN_BPE[tokenizer]
-    assert file.tokenizer.vocab_size + 1 == asked.get("vocab_size", file.config.vocab_size)
+    assert planning.digit_share(corpus) == pytest.approx(96 / 608, abs=0.02)
+    rows = [{"text": "12x" if k % 2 else "abc456"} for k in range(4000)]
+    corpus = read_corpus([Rows(rows)], CorpusConfig(val_chars=100, dev_fraction=0.0))
+    assert planning.digit_share(corpus) == pytest.approx(5 / 9, abs=0.01)
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -454,9 +412,7 @@ def test_numbers_are_calibrated_more(tmp_path, monkeypatch, many):
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     for_corpus, for_model, for_train = split_settings({})
     corpus = read_corpus([str(tmp_path / "rows.csv.txt")], CorpusConfig())
-    assert planning.digit_share(planning.tried_documents(corpus)) == pytest.approx(
-        5 / 17 if many else 2 / 14, abs=1e-3
-    )
+    assert planning.digit_share(corpus) == pytest.approx(5 / 17 if many else 2 / 14, abs=1e-3)
     Plan(1, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
     assert (for_train["calibration_temperature"] == 1.15) == many
 

@@ -989,12 +989,6 @@ def test_presets_give_way_to_settings(book, tmp_path):
     assert result.config["train"]["tokenizer"] == "byte"
 
 
-def test_a_vocabulary_of_some_size_is_not_that_of_the_preset(book, tmp_path):
-    settings = {"hidden_size": 8, "embed_size": 8, "vocab_size": 300}
-    result = train(Request([str(book)], tmp_path / "run", steps=1, preset="original", settings=settings))
-    assert result.config["train"]["tokenizer"] == "bpe" and result.config["model"]["vocab_size"] == 300
-
-
 @pytest.mark.parametrize("settings", [{}, {"tokenizer": "bpe", "vocab_size": 260}, {"tokenizer": "char"}])
 def test_tiny_texts(tmp_path, settings):
     path = tmp_path / "tiny.txt"

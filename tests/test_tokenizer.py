@@ -8,7 +8,6 @@ import json
 import random
 import re
 import socket
-import unicodedata
 from collections import Counter
 from functools import cache
 from itertools import pairwise
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers as tk
 from conftest import make_text
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +40,7 @@ CL100K = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$"""
     r"""|\s*[\r\n]|\s+(?!\S)|\s"""
 )
-LOSSLESS = ["char", "byte", "bpe", "bpe-superwords", "gpt2", "gpt2-pruned"]
+LOSSLESS = ["char", "byte", "bpe", "gpt2", "gpt2-pruned"]
 
 # Half arbitrary characters, half what words, contractions, numbers and white space are made of.
 PIECES = [
@@ -384,69 +382,13 @@ def test_own_vocabularies_merge_within_words(text, words):
     assert [whole.token_bytes(i).decode() for i in whole.encode(text)] == words
 
 
-@pytest.mark.parametrize(
-    ("text", "pieces"),
-    [
-        ('{"id": "K7", "at": "x y"}', ['{"id": "K', "7", '", "at": "x', ' y"}']),
-        ('  "a": 1,\n  "b": 22\n', ['  "a":', " 1", ',\n  "b":', " 2", "2", "\n"]),  # a row may go on in the next line
-        ("TX,USA,3\nNY,USA,4\n", ["TX,USA,", "3", "\n", "NY,USA,", "4", "\n"]),
-        ("TX,USA\r\nNY,USA\r\n", ["TX,USA\r\n", "NY,USA\r\n"]),
-        ("one\ntwo\n\nthree", ["one\n", "two\n\nthree"]),  # what stands behind an empty line is no row
-        ("die Straße <br/> ж\u0301 ж", ["die", " Straße <br/> ж\u0301 ж"]),  # a mark is no letter
-    ],
-)
-def test_superwords_end_at_digits_lines_and_spaces_between_letters(text, pieces):
-    whole = BPETokenizer.train((text,) * 2, 1000, "superwords")
-    assert [whole.token_bytes(i).decode() for i in whole.encode(text)] == pieces
-
-
-@given(texts)
-def test_superwords_are_what_plain_borders_leave(text):
-    """Between every two characters the border is looked for by itself."""
-
-    def kind(character, *kinds):
-        return unicodedata.category(character)[0] in kinds
-
-    pieces, space = (
-        [],
-        "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))),
-    )
-    for i, character in enumerate(text):
-        before, after = text[max(0, i - 2) : i], text[i + 1 : i + 2]
-        number = kind(character, "N") or (character == " " and after != "" and kind(after, "N"))
-        alone = pieces and all(c == " " or kind(c, "N") for c in pieces[-1]) and kind(pieces[-1][-1], "N")
-        between = character == " " and before != "" and kind(before[-1], "L") and after != "" and kind(after, "L")
-        line = text[max(0, i - 3) : i].replace("\r\n", "\n")[-2:]
-        row = len(line) == 2 and line[1] == "\n" and line[0] not in space and character not in space + "/"
-        joined = pieces and pieces[-1] == " " and kind(character, "N")
-        full = pieces and len(pieces[-1]) == 256
-        if not pieces or full or (not joined and (number or alone or between or row)):
-            pieces.append(character)
-        else:
-            pieces[-1] += character
-    splitter = tk.pre_tokenizers.Split(tk.Regex(module.PATTERNS["superwords"]), "isolated")
-    assert [piece for piece, _ in splitter.pre_tokenize_str(text)] == pieces
-
-
-def test_superwords_have_a_greatest_length():
-    """Learning pairs takes time with the square of a piece: this text was one piece, and took half a minute."""
-    text = "".join(
-        f"{chr(0x4E00 + k * k % 2999)}{chr(0x4E00 + k * 7919 % 4001)}。\r\n"[: 2 + k % 4] for k in range(40_000)
-    )
-    splitter = tk.pre_tokenizers.Split(tk.Regex(module.PATTERNS["superwords"]), "isolated")
-    lengths = [len(piece) for piece, _ in splitter.pre_tokenize_str("x-" * 300)]
-    assert lengths == [256, 256, 88] and max(len(piece) for piece, _ in splitter.pre_tokenize_str(text)) <= 256
-    bpe = BPETokenizer.train(text, 300, "superwords")
-    assert bpe.vocab_size == 300 and bpe.decode(bpe.encode(text)) == text
-
-
 def test_a_vocabulary_below_the_bytes_is_refused():
     assert BPETokenizer.train(TEXT, 256).vocab_size == 256
     with pytest.raises(ConfigError, match="255"):
         make_tokenizer("bpe", TEXT, 255)
 
 
-@pytest.mark.parametrize("name", ["bpe", "bpe-superwords", "gpt2", "file"])
+@pytest.mark.parametrize("name", ["bpe", "gpt2", "file"])
 def test_long_texts_in_chunks_are_encoded_the_same(name, monkeypatch, tiktoken_file):
     subject = from_file(tiktoken_file[0]) if name == "file" else tokenizer(name)
     text = TEXT[:6000] + "x" * 300 + " don't 中文 é a  b\tc " + TEXT[6000:9000]

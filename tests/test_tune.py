@@ -247,14 +247,12 @@ def test_the_space_surrounds_the_rule(book):
     from textlstm.tune import _space
 
     for hidden in (128, 192, 320, 1024, 1280):
-        sizes = _space({"tokenizer": "bpe", "vocab_size": 1024, "hidden_size": hidden})
+        sizes = _space({"vocab_size": 1024, "hidden_size": hidden})
         low, high = sizes["hidden_size"]["low"], sizes["hidden_size"]["high"]
         assert hidden in range(low, high + 1, 64) and (high - low) % 64 == 0 and low <= hidden // 2 + 64
         assert sizes["vocab_size"]["choices"] == [512, 1024, 2048]
     for vocab, choices in ((320, [320, 640]), (512, [320, 512, 1024]), (300, [300, 600])):
-        assert (
-            _space({"tokenizer": "bpe", "vocab_size": vocab, "hidden_size": 128})["vocab_size"]["choices"] == choices
-        )
+        assert _space({"vocab_size": vocab, "hidden_size": 128})["vocab_size"]["choices"] == choices
 
 
 def test_the_first_vocabulary_is_the_one_that_suits_the_text(book, monkeypatch):
@@ -265,32 +263,6 @@ def test_the_first_vocabulary_is_the_one_that_suits_the_text(book, monkeypatch):
     corpus = read_corpus([str(book)], CorpusConfig())
     asked = {"flops": 1e12, "minutes": None, "fixed": {"model": {}, "train": {"precision": "fp32"}}}
     assert _Plan.made(asked, corpus, "cpu").first["vocab_size"] == 320
-
-
-@pytest.mark.parametrize(
-    ("named", "first", "searched"),
-    [({}, "bpe-superwords", ["bpe", "bpe-superwords"]), ({"tokenizer": "bpe"}, None, None)],
-)
-def test_where_tokens_had_better_span_words_both_own_vocabularies_are_searched(tmp_path, named, first, searched):
-    from textlstm.tune import _Plan
-
-    (tmp_path / "rows.json").write_text(
-        "".join(f'  {{\n    "code": "{k}",\n    "name": "inn"\n  }},\n' for k in range(3000))
-    )
-    corpus = read_corpus([str(tmp_path / "rows.json")], CorpusConfig())
-    asked = {"flops": 1e12, "minutes": None, "fixed": {"model": {}, "train": {"precision": "fp32", **named}}}
-    plan = _Plan.made(asked, corpus, "cpu")
-    assert plan.first.get("tokenizer") == first
-    assert plan.space.get("tokenizer", {}).get("choices") == searched
-
-
-def test_the_table_names_the_tokenizer_where_trials_differ_in_it():
-    from textlstm.tune import Row
-    from textlstm.tune.show import table_of
-
-    rows = [Row(k, 1.0, "complete", 9, 9, 1.0, 5, {"tokenizer": name}) for k, name in enumerate(("bpe", "byte"))]
-    assert [column.header for column in table_of(rows).columns][2] == "tokenizer"
-    assert "tokenizer" not in [column.header for column in table_of(rows[:1]).columns]
 
 
 def test_without_optuna(book, run, monkeypatch):

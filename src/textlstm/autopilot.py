@@ -7,7 +7,6 @@ is young (`Timetable`). This module only decides; it measures nothing, so that i
 The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of text; `docs/autopilot.md` says it at
 length, `docs/log.md` has the runs):
 
-- Tokens may span words and what stands between them (`has_boilerplate`) where that makes them half as long again.
 - V is 512, or 320 where 512 do not make tokens a fifth longer: in tables and music. It is 1024, 2048 and 4096 from
   0.3, 1 and 9 million of these tokens on, each if they are a tenth longer (in tables and music a fifth) than with half
   as many ids. How long they come out is measured (`planning.token_lengths`).
@@ -136,14 +135,11 @@ _REGULARISATION = frozenset(
 # Share of the characters. Numbers that nothing foretells are learnt by heart: after 14 epochs of a table of places the
 # loss is 1.496, divided by 1.06 1.484, by 1.15 1.473; after 5 of one of countries by years 2.31, and by 1.15 2.22.
 _MANY_DIGITS = 1 / 4
-LEAST_VOCABULARY, TRIED_VOCABULARY = 320, 512
+LEAST_VOCABULARY = 320
 # With 512 ids instead of 320 the tokens of prose, verse and code are 1.31 to 1.6 times as long, those of a table and
 # of music 1.10 and 1.13 times.
 _WORDS_LONGER = 1.2
 _WORDS_TOLD_FROM = 2_000  # characters; in fewer pairs of English run out before 512 ids
-# Where tokens of JSON that may span words are 2.6 times as long, the loss is 13 % lower. In music, where they are 1.2
-# times as long, it is 2 to 3 % higher, and in a table in CSV (1.14 times) about as much.
-_SUPERWORDS_LONGER, _FEWEST_SUPERWORDS = 1.5, 5_000
 # Ids, and tokens of text that they want. Tokens of words are 1.27 to 1.41 times as long with 1024 ids as with 512.
 _VOCABULARIES = ((1024, 300_000), (2048, 1_000_000), (4096, 9_000_000))
 _LONGER = 1.1
@@ -188,16 +184,6 @@ def has_words(chars: int, lengths: Mapping[int, float]) -> bool:
         lengths: characters of it per token, by size of the vocabulary.
     """
     return chars < _WORDS_TOLD_FROM or lengths[512] >= _WORDS_LONGER * lengths[LEAST_VOCABULARY]
-
-
-def has_boilerplate(chars: int, words: float, superwords: float) -> bool:
-    """Whether words and what stands between them come back together so often that tokens had better span them.
-
-    Args:
-        chars: of the text that was tried; of a short one too few tokens would be left.
-        words, superwords: characters per token with 512 ids by each pattern.
-    """
-    return superwords >= _SUPERWORDS_LONGER * words and chars / superwords >= _FEWEST_SUPERWORDS
 
 
 def chars_per_token(vocab: int, lengths: Mapping[int, float] = ENGLISH) -> float:

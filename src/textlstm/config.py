@@ -262,10 +262,8 @@ class TrainConfig(Config):
 
     tokenizer: str = option(
         "bpe",
-        "bpe, bpe-superwords (whose tokens may span words and what stands between them: for JSON and the like), char, "
-        "byte, gpt2, gpt2-pruned, another tiktoken name, or a .tiktoken file, which can write any text; or "
+        "bpe, char, byte, gpt2, gpt2-pruned, another tiktoken name, or a .tiktoken file, which can write any text; or "
         "char-plain, which reads an unseen character as '?' or a space",
-        planned=True,
     )
     steps: int = option(1000, "number of optimizer steps")
     batch_size: int = option(16, "number B of lanes read side by side", planned=True)

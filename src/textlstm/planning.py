@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.network import RecurrentLM
 from textlstm.scoring.parts import FITTED_FROM, FITTED_ON, FITTING_READS
-from textlstm.tokenizer import OWN_BPE, BPETokenizer, Tokenizer, make_tokenizer
+from textlstm.tokenizer import BPETokenizer, Tokenizer, make_tokenizer
 from textlstm.trainer import is_out_of_memory, weights_of
 from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
 
@@ -26,7 +26,7 @@ SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is 
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
 _MEASURED_CHARS, _MEASURED_DOCUMENTS = 500_000, 4096  # for the length of tokens
-_TRIED_CHARS = 100_000  # to tell what kind of text it is
+_COUNTED_CHARS = 100_000  # for the share of digits
 
 
 class Plan:
@@ -87,11 +87,8 @@ class Plan:
         fixed, chars, self._asked = {**for_model, **for_train}, corpus.train.num_chars, frozenset(for_model)
         self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
-        tried = tried_documents(corpus)
-        if initial is None and "tokenizer" not in for_train:
-            name = for_train["tokenizer"] = own_bpe(tried)
         lengths = autopilot.ENGLISH if initial is not None else token_lengths(corpus, name)
-        digits = digit_share(tried)
+        digits = digit_share(corpus)
         proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths, digits)
         sample = None
         if "sample_chars" not in for_corpus:
@@ -183,11 +180,11 @@ class Plan:
     def _shape_reasons(
         self, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, chars_per_token: float, chars: int
     ) -> tuple[str, ...]:
-        vocabulary = f"vocabulary {model.vocab_size} ({tokenizer.title}, {chars_per_token:.2f} characters per token)"
+        vocabulary = f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token)"
         network = f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters"
         if self._begun:
             return (f"{vocabulary} and {network}: those of the model that it begins from",)
-        if train.tokenizer not in OWN_BPE:
+        if train.tokenizer != "bpe":
             size = f"that of --tokenizer {train.tokenizer}"
         elif not self._has_words:
             size = "more ids would hardly make its tokens longer"
@@ -237,50 +234,26 @@ def token_lengths(corpus: Corpus, tokenizer: str) -> Mapping[int, float]:
 
     Args:
         corpus: the text; of a long one some half a million characters are enough, and some thousand documents.
-        tokenizer: its name. Only an own BPE is measured, since its size is chosen; English stands for the others.
+        tokenizer: its name. Only `bpe` is measured, since its size is chosen; English stands for the others.
     """
-    if tokenizer not in OWN_BPE:
+    if tokenizer != "bpe":
         return autopilot.ENGLISH
     documents = corpus.excerpt(_MEASURED_CHARS)
-    largest = BPETokenizer.train(documents, max(autopilot.ENGLISH), OWN_BPE[tokenizer])
-    counted = _some(documents)
-    return {size: _chars_per_token(counted, largest.cut(size)) for size in autopilot.ENGLISH}
+    largest = BPETokenizer.train(documents, max(autopilot.ENGLISH))
+    counted = documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]
+    chars = max(1, sum(map(len, counted)))
+    return {
+        size: chars / max(1, sum(len(smaller.encode(text)) + 1 for text in counted))
+        for size in autopilot.ENGLISH
+        for smaller in [largest.cut(size)]
+    }
 
 
-def tried_documents(corpus: Corpus) -> tuple[str, ...]:
-    """A hundred thousand characters of a training text, spread over it, which tell what kind it is."""
-    documents = _some(corpus.excerpt(_TRIED_CHARS))
-    return tuple(text[: 1 + _TRIED_CHARS // len(documents)] for text in documents) if documents else ()
-
-
-def _some(documents: Sequence[str]) -> Sequence[str]:
-    return documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]
-
-
-def own_bpe(documents: tuple[str, ...]) -> str:
-    """The tokenizer that suits a text, of those that are made of it.
-
-    Args:
-        documents: some of the text.
-    """
-    words, superwords = (
-        _chars_per_token(documents, BPETokenizer.train(documents, autopilot.TRIED_VOCABULARY, OWN_BPE[name]))
-        for name in ("bpe", "bpe-superwords")
-    )
-    chars = sum(map(len, documents))
-    return "bpe-superwords" if autopilot.has_boilerplate(chars, words, superwords) else "bpe"
-
-
-def digit_share(documents: Sequence[str]) -> float:
-    """How many of the characters of some documents are digits."""
-    text = "".join(documents)
-    return sum(map(str.isdigit, text)) / max(1, len(text))
-
-
-def _chars_per_token(documents: Sequence[str], tokenizer: Tokenizer) -> float:
-    """Each document's boundary is a token, too."""
-    tokens = sum(len(tokenizer.encode(text)) + 1 for text in documents)
-    return max(1, sum(map(len, documents))) / max(1, tokens)
+def digit_share(corpus: Corpus) -> float:
+    """How many of the characters of a training text are digits; of a long one some are counted, spread over it."""
+    documents = corpus.excerpt(_COUNTED_CHARS)
+    counted = "".join(text[: 1 + _COUNTED_CHARS // len(documents)] for text in documents)
+    return sum(map(str.isdigit, counted)) / max(1, len(counted))
 
 
 def anchor_of(corpus: Corpus, tokenizer: Tokenizer, vocab: int) -> float:

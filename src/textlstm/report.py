@@ -97,7 +97,7 @@ def model_report(path: Path, file: ModelFile) -> dict[str, Any]:
         "dtype": file.dtype,
         "identity": file.identity,
         "config": file.config.to_dict(),
-        "tokenizer": {"kind": file.tokenizer.title, "ids": file.tokenizer.vocab_size},
+        "tokenizer": {"kind": file.tokenizer.kind, "ids": file.tokenizer.vocab_size},
         "statistics": bool(file.statistics),
         "card": file.card,
     }

@@ -45,16 +45,13 @@ _SHORT = 50  # characters; looking up the words of so few takes longer than enco
 _MOST_NAMED = 8  # characters in a message
 _UNESCAPED = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
-# The pre-tokenization patterns by name. The first two are ours. In `words` marks stay with their letters, as scripts
-# like Arabic and Devanagari want it, and digits stand alone (the first with the space before it). In `superwords` all
-# between two digits may become one token, but nothing crosses a space between letters or a line end between two
-# visible characters (`SAFE_CUT`), and nothing is longer than 256 characters: learning pairs takes time with the square
-# of that. The texts of the others are facts that tiktoken publishes.
+# The pre-tokenization patterns by name. `words` is ours: marks stay with their letters, as scripts like Arabic and
+# Devanagari want it, and digits stand alone (the first with the space before it). The texts of the others are facts
+# that tiktoken publishes.
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 PATTERNS = {
     "words": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\u200c\u200d]*| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "superwords": r" ?\p{N}|\P{N}(?:(?! \p{N})(?!(?<=\p{L}) \p{L})(?!(?:(?<=\S\n)|(?<=\S\r\n))[^\s/])\P{N}){0,255}",
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k": rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -62,9 +59,6 @@ PATTERNS = {
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-
-
-OWN_BPE = {"bpe": "words", "bpe-superwords": "superwords"}  # names of tokenizers that are made of the text: patterns
 
 
 def _ascii(pattern: str) -> re.Pattern[str]:
@@ -76,8 +70,7 @@ def _ascii(pattern: str) -> re.Pattern[str]:
     for kind, letters in kinds.items():
         pattern = pattern.replace(kind, letters)
     pattern = pattern.replace(r"[^\s\p{L}\p{N}]", "[^\\sA-Za-z0-9]").replace(r"[^\r\n\p{L}\p{N}]", r"[^\r\nA-Za-z0-9]")
-    pattern = pattern.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]").replace(r"\P{N}", "[^0-9]")
-    return re.compile(pattern, re.ASCII)
+    return re.compile(pattern.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"), re.ASCII)
 
 
 _ASCII_WORDS = {name: _ascii(pattern) for name, pattern in PATTERNS.items()}
@@ -142,11 +135,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> Ids:
         """The ids of a text, shape (N,); never fails, whatever the characters."""
-
-    @property
-    def title(self) -> str:
-        """What it is called where people read it."""
-        return self.kind
 
     def losses(self, text: str) -> str:
         """What encoding a text loses, in words; "" where `decode` gives it back whole, as all but `char-plain` do."""
@@ -289,14 +277,13 @@ class BPETokenizer(Tokenizer):
         self.vocab_size = 256 + len(merges)
 
     @classmethod
-    def train(cls, text: str | tuple[str, ...], vocab_size: int, pattern: str = "words") -> BPETokenizer:
+    def train(cls, text: str | tuple[str, ...], vocab_size: int) -> BPETokenizer:
         """Learns merges from a text.
 
         Args:
             text: the training text, or each of its documents: what ends one and begins the next makes no pair, and
                 nor does what stands around bytes that are no text, since `encode` merges neither.
             vocab_size: ids wanted; fewer come out where the text has no more pairs that occur twice.
-            pattern: the name of a pre-tokenization pattern.
         """
         import tokenizers as tk
 
@@ -306,7 +293,7 @@ class BPETokenizer(Tokenizer):
                 f"boundary, not {vocab_size}"
             )
         model = tk.Tokenizer(tk.models.BPE())
-        model.pre_tokenizer = _pre_tokenizer(pattern)
+        model.pre_tokenizer = _pre_tokenizer("words")
         trainer = tk.trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -317,7 +304,7 @@ class BPETokenizer(Tokenizer):
         runs = (run for document in documents_of(text) for run in _SURROGATES.split(document)[::2])
         model.train_from_iterator((chunk for run in runs for chunk in _chunks(run)), trainer)
         spelled = json.loads(model.to_str())["model"]["merges"]
-        return cls(_merges_from_spelling(spelled, range(256)), pattern)
+        return cls(_merges_from_spelling(spelled, range(256)), "words")
 
     def cut(self, vocab_size: int) -> BPETokenizer:
         """The same encoding with its first merges alone, so many that this many ids are left."""
@@ -362,10 +349,6 @@ class BPETokenizer(Tokenizer):
     @cached_property
     def _known(self) -> _Words:
         return _Words()
-
-    @property
-    def title(self) -> str:
-        return "bpe-superwords" if self.pattern == "superwords" else self.kind
 
     def token_bytes(self, id: int) -> bytes:
         return self._table[id] if id < self.vocab_size else b""
@@ -499,18 +482,18 @@ def make_tokenizer(name: str, text: str | tuple[str, ...], vocab_size: int) -> T
     """The tokenizer that `--tokenizer` names, made for a training text.
 
     Args:
-        name: `bpe`, `bpe-superwords`, `char`, `char-plain`, `byte`, `gpt2`, `gpt2-pruned`, another tiktoken encoding
-            (with or without `-pruned`), or the path of a `.tiktoken` file.
+        name: `bpe`, `char`, `char-plain`, `byte`, `gpt2`, `gpt2-pruned`, another tiktoken encoding (with or without
+            `-pruned`), or the path of a `.tiktoken` file.
         text: the training text, or each of its documents.
-        vocab_size: ids wanted of an own BPE, the document boundary not counted; the others have their own number.
+        vocab_size: ids wanted of `bpe`, the document boundary not counted; the others have their own number.
 
     Raises:
         UsageError: unknown name, or an encoding whose file is not at hand.
         MissingExtraError: GPT-2's vocabulary is not installed.
     """
     base = name.removesuffix("-pruned")
-    if name in OWN_BPE:
-        return BPETokenizer.train(text, vocab_size, OWN_BPE[name])
+    if name == "bpe":
+        return BPETokenizer.train(text, vocab_size)
     if name == "byte":
         return ByteTokenizer()
     if name in ("char", "char-plain"):
@@ -520,7 +503,7 @@ def make_tokenizer(name: str, text: str | tuple[str, ...], vocab_size: int) -> T
     elif base in _TIKTOKEN or base.endswith(".tiktoken"):
         tokenizer = _tiktoken_tokenizer(base)
     else:
-        known = ", ".join([*OWN_BPE, "char", "char-plain", "byte", "gpt2", "gpt2-pruned", *_TIKTOKEN])
+        known = ", ".join(["bpe", "char", "char-plain", "byte", "gpt2", "gpt2-pruned", *_TIKTOKEN])
         raise UsageError(f"there is no tokenizer {name!r}; known are {known}, or the path of a .tiktoken file")
     return tokenizer.prune(text) if name != base else tokenizer
 
@@ -697,11 +680,9 @@ def _pre_tokenizer(pattern: str) -> tokenizers.pre_tokenizers.PreTokenizer:
 
 
 # A cut between a letter and a space that another letter follows is a border of words in every pattern, and so is one
-# behind a single line end (o200k has a slash go with the line end before it). What is before the line end must be
-# text: escaped bytes are encoded by themselves, and the line end behind them is the first character of what follows.
-_LINE = r"(?<=\n)(?:(?<=[^\s\ud800-\udfff]\n)|(?<=[^\s\ud800-\udfff]\r\n))(?=[^\s/])"
-SAFE_CUT = re.compile(rf"(?<=[A-Za-z])(?= [A-Za-z])|{_LINE}")
-_LINES = re.compile(_LINE)
+# behind a single line end (o200k has a slash go with the line end before it).
+SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\S\n)(?=[^\s/])")
+_LINES = re.compile(r"(?<=\S\n)(?=[^\s/])")
 _CHUNK = 1 << 16
 
 

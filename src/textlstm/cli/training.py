@@ -223,11 +223,10 @@ def _launch(request: Request, processes: int, restarts: int, host: Host | None) 
 def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) -> None:
     """Search for the best options for SOURCES: short trainings of the same compute, one after the other.
 
-    Sizes, lanes, learning rate, weight decay and dropouts are searched, but for those that you give; for JSON and its
-    like the tokenizer, too. Trials are judged on the development part; the held-out text is not looked at. The same
-    command goes on with a search that was stopped, or adds --trials to it, if --out names its folder. With --flops the
-    same seed gives the same trials. What is best in two minutes is not best in an hour: give trials as much as you can
-    of the time you mean to train for.
+    Sizes, lanes, learning rate, weight decay and dropouts are searched, but for those that you give. Trials are judged
+    on the development part; the held-out text is not looked at. The same command goes on with a search that was
+    stopped, or adds --trials to it, if --out names its folder. With --flops the same seed gives the same trials. What
+    is best in two minutes is not best in an hour: give trials as much as you can of the time you mean to train for.
 
     \b
     textlstm tune my-novel.txt --minutes 2 --out runs/search

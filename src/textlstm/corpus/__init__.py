@@ -40,7 +40,7 @@ from textlstm.corpus.sources import (
 from textlstm.corpus.store import StoredPart, find_text, store_text
 from textlstm.errors import CorpusError
 from textlstm.files import write_atomically
-from textlstm.tokenizer import OWN_BPE, Ids, Tokenizer, text_to_bytes
+from textlstm.tokenizer import Ids, Tokenizer, text_to_bytes
 
 __all__ = [
     "CORPORA",
@@ -237,7 +237,7 @@ class Corpus:
         """What a tokenizer of this name is made from: the documents to learn from, or of long ones what is enough."""
         if isinstance(self.train, Part):
             # Characters and known tokens are looked for everywhere; pairs that occur often are found in a part too.
-            return self.excerpt(_SAMPLE_CHARS) if tokenizer in OWN_BPE else self.train.head(self.train.num_chars)
+            return self.excerpt(_SAMPLE_CHARS) if tokenizer == "bpe" else self.train.head(self.train.num_chars)
         if tokenizer in ("char", "char-plain"):
             return (self.train.alphabet(),)
         if tokenizer == "byte":

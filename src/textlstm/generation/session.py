@@ -5,8 +5,7 @@ character, what `max_chars` cut off) is kept ahead of the text: the next `genera
 what one call writes; `feed`, a pattern or a stop string that was found give it up and go back to what was shown.
 
 Each piece that is fed is encoded by itself: `feed("Hel")` and `feed("lo")` read other tokens than `feed("Hello")`,
-except with characters or bytes as tokens. Feed whole words with the space that goes before them, and
-whole rows where tokens span words (`bpe-superwords`).
+except with characters or bytes as tokens. Feed whole words with the space that goes before them.
 """
 
 from __future__ import annotations

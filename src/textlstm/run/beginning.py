@@ -57,7 +57,7 @@ def begin(
     for_corpus = preset["corpus"] | for_corpus
     for_model, for_train = preset["model"] | for_model, preset["train"] | for_train
     if "vocab_size" in request.settings and "tokenizer" not in request.settings:
-        for_train.pop("tokenizer", None)  # of a preset; what is made of the text has a size
+        for_train["tokenizer"] = "bpe"
     if initial is not None:
         for_model = shape_of(initial, for_model, for_train)
     if request.steps is not None:

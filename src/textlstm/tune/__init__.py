@@ -12,7 +12,6 @@ share of their steps.
 
 | option | searched |
 |---|---|
-| tokenizer | `bpe` and `bpe-superwords`, where the rule takes the second |
 | vocab-size | half (but 320), once and twice what the rule takes (own BPE only) |
 | hidden-size, with embed-size | from half to twice what the rule takes, in steps of 64 |
 | num-layers | 1 to 3 |
@@ -46,8 +45,8 @@ from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Part, Tokens, absolute, lanes_within, read_corpus, source_title
 from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.files import write_atomically
-from textlstm.planning import own_bpe, token_lengths, tried_documents
-from textlstm.tokenizer import OWN_BPE, Tokenizer
+from textlstm.planning import token_lengths
+from textlstm.tokenizer import Tokenizer
 from textlstm.trainer import Callbacks, Look, Trainer, is_out_of_memory
 from textlstm.trainer.device import choose_device, usual_precision
 from textlstm.trainer.speed import measure_step, planning_peak
@@ -239,17 +238,16 @@ class _Plan:
     def made(cls, asked: Mapping[str, Any], text: Corpus, device: str) -> _Plan:
         """The plan of a new search."""
         fixed, chars = asked["fixed"]["model"] | asked["fixed"]["train"], text.train.num_chars
-        tokenizer = fixed["tokenizer"] if "tokenizer" in fixed else own_bpe(tried_documents(text))
-        lengths = token_lengths(text, tokenizer)
+        lengths = token_lengths(text, fixed.get("tokenizer", TrainConfig.tokenizer))
         if asked["flops"] is None:
             peak = planning_peak(device, fixed["precision"])
             proposal = autopilot.propose(60 * asked["minutes"], chars, peak, fixed, lengths)
         else:
             seconds = asked["flops"] / autopilot.USUAL_SHARE  # of a machine with a peak of one operation a second
             proposal = autopilot.propose(seconds, chars, 1.0, fixed, lengths)
-        first = {"tokenizer": tokenizer, "num_layers": ModelConfig.num_layers, **proposal.model, **proposal.train}
+        first = {"num_layers": ModelConfig.num_layers, **proposal.model, **proposal.train}
         space = {name: values for name, values in _space(first).items() if name not in fixed}
-        if tokenizer not in OWN_BPE:
+        if fixed.get("tokenizer", TrainConfig.tokenizer) != "bpe":
             space.pop("vocab_size", None)
         if not space:
             raise UsageError("every option is set, and nothing is left to search; leave some out")
@@ -281,9 +279,7 @@ def _space(first: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What is searched, around the rule's choice; the table above."""
     vocab, hidden = first["vocab_size"], first["hidden_size"]
     dropouts = ("input_dropout", "layer_dropout", "output_dropout", "weight_dropout")
-    patterns = {"tokenizer": {"choices": list(OWN_BPE)}} if first["tokenizer"] == "bpe-superwords" else {}
     return {
-        **patterns,
         "vocab_size": {"choices": sorted({min(vocab, max(autopilot.LEAST_VOCABULARY, vocab // 2)), vocab, 2 * vocab})},
         "hidden_size": {"low": max(64, hidden // 128 * 64), "high": hidden // 64 * 128, "step": 64},
         "num_layers": {"low": 1, "high": 3, "step": 1},

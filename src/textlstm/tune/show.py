@@ -161,13 +161,11 @@ def show_found(found: Found) -> None:
 def table_of(rows: Sequence[Row]) -> Table:
     """Some trials as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    several = len({row.settings.get("tokenizer") for row in rows}) > 1
-    columns = ({"tokenizer": ("tokenizer",)} if several else {}) | _COLUMNS
-    for name in ("trial", "nats/char", *columns, "params", "steps", "seconds"):
+    for name in ("trial", "nats/char", *_COLUMNS, "params", "steps", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ended", no_wrap=True)
     for row in rows:
-        options = ["/".join(_value(row.settings, name) for name in names) for names in columns.values()]
+        options = ["/".join(_value(row.settings, name) for name in names) for names in _COLUMNS.values()]
         table.add_row(
             str(row.number), _score(row), *options, f"{row.params:,}", f"{row.steps_done}/{row.steps}",
             f"{row.seconds:.0f}", row.ended,

@@ -11,8 +11,6 @@ const SPACES = "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 const PATTERNS = {
   words:
     "'(?:[sdmt]|ll|ve|re)| ?\\p{L}[\\p{L}\\p{M}\\u200c\\u200d]*| ?\\p{N}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
-  superwords:
-    " ?\\p{N}|\\P{N}(?:(?! \\p{N})(?!(?<=\\p{L}) \\p{L})(?!(?:(?<=\\S\\n)|(?<=\\S\\r\\n))[^\\s/])\\P{N}){0,255}",
   gpt2: "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
   cl100k:
     `${CONTRACTION}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|${SPACES}`,
