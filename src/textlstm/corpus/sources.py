@@ -461,7 +461,10 @@ def _csv(path: Path, texts: Iterator[str], column: str) -> Iterator[str]:
     try:
         if column not in (reader.fieldnames or []):
             has = ", ".join(reader.fieldnames or [])
-            raise CorpusError(f"{path}: no column {column!r} (it has {has}); name it with --column")
+            raise CorpusError(
+                f"{path}: no column {column!r} (it has {has}); name it with --column, or hand the whole table over as "
+                "plain text, on standard input (-)"
+            )
         for row in reader:
             yield row[column] or ""
     except csv.Error as error:
