@@ -574,7 +574,10 @@ def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book,
     assert [line for line in log_of(tmp_path / "whole") if line["event"] == "recount"] == [
         {"event": "recount", "step": 10, "steps": 56}
     ]
-    assert view.notices.count("the machine is faster than expected: 56 steps in all instead of 40") == 1
+    told = (
+        "the machine is faster than expected: 56 steps in all instead of 40; they are counted again at each look until"
+    )
+    assert view.notices.count(f"{told} half of them are done") == 1
     assert whole.config["reasons"][-1] == "56 steps instead: counted again at step 10"
     card = read_model(whole.model).card
     assert (card["steps"], card["train"]["steps"]) == (56, 56)
@@ -584,6 +587,17 @@ def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book,
     again = train(request(book, tmp_path / "run", None, **asked, resume=bool(stops)))
     assert again.steps == 56 and same_weights(tmp_path / "whole", tmp_path / "run")
     assert train(request(book, tmp_path / "run", None, **asked, resume=True)) == again
+
+
+def test_that_the_steps_changed_is_told_once(book, tmp_path, monkeypatch):
+    monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
+    monkeypatch.setattr(
+        "textlstm.autopilot.Timetable.recount", lambda self, looks, steps: steps + 4 * (looks[-1][0] < 20)
+    )
+    view = Watch()
+    train(request(book, tmp_path / "run", None, minutes=0.01, settings={"eval_every": 4}), view)
+    changed = [line for line in log_of(tmp_path / "run") if line["event"] == "recount"]
+    assert len(changed) > 2 and sum("than expected" in line for line in view.notices) == 1
 
 
 def test_a_run_goes_on_by_the_number_of_steps_of_its_checkpoint(book, tmp_path, monkeypatch):
