@@ -320,7 +320,7 @@ class Run:
                 self._set_train(self.setup.train.replace(steps=wanted), reason)
             except OSError:  # asked again at the next look; until then the folder and the run agree
                 return steps
-            if not self._told_recount:  # a busy machine changes its pace at every look, some ten times
+            if not self._told_recount:  # a busy machine changes its pace up to six times in half a minute
                 self._told_recount, pace = True, "faster" if wanted > steps else "slower"
                 self.view.notice(
                     f"the machine is {pace} than expected: {wanted:,} steps in all instead of {steps:,}; they are "
