@@ -9,6 +9,8 @@ import math
 import os
 import random
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from textlstm.config import ModelConfig
 from textlstm.errors import CodingError, DivergedError, UsageError
 from textlstm.model import Model
 from textlstm.model_file import ModelFile, read_model, write_model
+from textlstm.registry import shipped_models
 from textlstm.tokenizer import SAFE_CUT, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, last_cut
 
 TEXT = make_text(20_000)
@@ -747,6 +750,22 @@ def small(tmp_path):
     file = MODELS["bpe"]._file
     write_model(tmp_path / "small.safetensors", file.config, file.tokenizer, file.weights, {})
     return tmp_path / "small.safetensors"
+
+
+@pytest.mark.parametrize("model", ["shakespeare", "my model.safetensors"])
+def test_the_command_that_undoes_it_is_told(run, tmp_path, sonnet, model):
+    shutil.copy(shipped_models()["shakespeare"], tmp_path / "my model.safetensors")
+    (tmp_path / "in").write_bytes(sonnet)
+    told = run("compress", model, "in", "my out.tlz").err.splitlines()[-1]
+    command, *words = shlex.split(told.removeprefix("back again: "))
+    assert command == "textlstm" and ("--model" in words) == (model != "shakespeare")
+    assert run(*words).code == 0 and (tmp_path / "FILE").read_bytes() == sonnet
+    assert "back again" not in run("compress", model, "in", "-").err + run("compress", model, "in", "b", "-q").err
+
+
+def test_what_needs_no_model_is_given_back_without_one(run, small, tmp_path):
+    (tmp_path / "in").write_bytes(bytes(1000))
+    assert run("compress", small, "in", "out").err.endswith("back again: textlstm decompress out FILE\n")
 
 
 def test_commands_round_trip(run, small, tmp_path, sonnet):

@@ -297,6 +297,7 @@ def test_interrupted_and_resumed_run_is_the_same_run(finished, tmp_path, stops):
     view = Watch()
     resumed = train(Request([], folder, resume=True), view)
     assert view.steps == list(range(stops[-1] + 1, STEPS + 1))
+    assert stops[-1] == STEPS or view.facts.title == f"book.txt -> {folder}"  # the path is absolute by now
     assert same_weights(folder, whole)
     assert resumed.val == result.val and resumed.config == result.config and resumed.steps == STEPS
     ours, theirs = (
@@ -556,11 +557,16 @@ def test_numbers_that_are_not_finite_are_null_in_the_log(book, tmp_path, monkeyp
     assert Model.load(result.model).card["chosen_by"] == "end of the run: no look gave a finite number"
 
 
-@pytest.mark.parametrize("stops", [(), (5,), (13,), (5, 33)])
-def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book, tmp_path, monkeypatch, stops):
-    """The steps were counted at step 10; a checkpoint of there knows of it, and passes that had begun stay theirs."""
+@pytest.fixture
+def alike(monkeypatch):
+    """Has two runs with the same minutes choose the same, however fast the machine seems to be in each."""
     propose = autopilot.propose
     monkeypatch.setattr("textlstm.autopilot.propose", lambda s, chars, peak, *rest: propose(1.0, chars, 1e9, *rest))
+
+
+@pytest.mark.parametrize("stops", [(), (5,), (13,), (5, 33)])
+def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book, tmp_path, monkeypatch, alike, stops):
+    """The steps were counted at step 10; a checkpoint of there knows of it, and passes that had begun stay theirs."""
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
     monkeypatch.setattr(
         "textlstm.autopilot.Timetable.recount", lambda self, looks, steps: 56 if looks[-1][0] == 10 else steps
@@ -600,7 +606,7 @@ def test_that_the_steps_changed_is_told_once(book, tmp_path, monkeypatch):
     assert len(changed) > 2 and sum("than expected" in line for line in view.notices) == 1
 
 
-def test_a_run_goes_on_by_the_number_of_steps_of_its_checkpoint(book, tmp_path, monkeypatch):
+def test_a_run_goes_on_by_the_number_of_steps_of_its_checkpoint(book, tmp_path, monkeypatch, alike):
     """After a kill between the new number in `config.json` and the checkpoint, or from a checkpoint of before."""
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
     recounts = []
@@ -698,6 +704,7 @@ def test_out_must_be_new(book, tmp_path):
         ({"minutes": 1.0}, UsageError, "one length"), ({"steps": None, "epochs": -1.0}, UsageError, "epochs"),
         ({"steps": None, "minutes": 0.0}, UsageError, "minutes"), ({"preset": "orignal"}, UsageError, "orignal"),
         ({"settings": {"hiden_size": 3}}, ConfigError, "hidden_size"), ({"steps": 0}, ConfigError, "steps"),
+        ({"settings": {"tokenizer": "bpe", "vocab_size": 10}}, ConfigError, "257 is the smallest --vocab-size"),
         ({"settings": {"tokenizer": "nope"}}, UsageError, "nope"), ({"init_from": "nowhere"}, UsageError, "nowhere"),
         ({"settings": {"lr": -1.0}}, ConfigError, "lr"), ({"settings": {"val_fraction": 1.5}}, ConfigError, "val"),
         ({"settings": {"val": "few.txt", "val_chars": 100}}, UsageError, "one way to hold text out"),
@@ -711,6 +718,15 @@ def test_bad_requests_leave_no_folder(book, tmp_path, changes, error, told):
     with pytest.raises(error, match=told):
         train(request(book, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["sources", "val"])
+def test_a_text_that_is_not_there_is_told_before_the_machine_is_measured(book, tmp_path, missing):
+    view = Watch()
+    here = Request([str(book)], tmp_path / "run", minutes=1.0, settings={"val": "nosuch.txt"})
+    with pytest.raises(UsageError, match=r"no file or folder 'nosuch\.txt'"):
+        train(here if missing == "val" else dataclasses.replace(here, sources=["nosuch.txt"], settings={}), view)
+    assert not view.notices and not (tmp_path / "run").exists()
 
 
 def test_resume_needs_a_folder_and_a_run_needs_text(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from textlstm.cli.options import common_options, learner_of, learning_options, notice_of, print_json
+from textlstm.cli.options import common_options, learner_of, learning_options, notice_of, print_json, quoted
 from textlstm.errors import Interrupted
 
 _SOURCE = click.Path(exists=True, dir_okay=False, allow_dash=True)
@@ -60,6 +60,7 @@ def compress_(
     if learning["learn"] and lanes > 1:
         raise click.BadParameter("goes along one text: leave out --lanes", param_hint="--learn")
     _ask_to_replace(out, force)
+    learning_from = learning["learn_from"]
     loaded, learn = learner_of(Model.load(model), learning, quiet)
     started = time.perf_counter()
     with ScoreView(quiet) as view, _reading(source) as data, _writing(out) as packed:
@@ -79,6 +80,20 @@ def compress_(
         why = f" ({done.why})" if done.why else ""
         sizes = f"{done.bytes:,} bytes -> {done.compressed_bytes:,}"
         click.echo(f"{sizes}{share}; method {done.method}{why}", err=True)
+        if out != "-":
+            needed = model if done.tokens else None
+            click.echo(f"back again: {_undoing(out, needed, learning_from)}", err=True)
+
+
+def _undoing(out: str, model: str | None, learn_from: str | None) -> str:
+    """The command that gives a compressed file back; those that ship are found without being named."""
+    from textlstm.registry import shipped_models
+
+    words = ["textlstm", "decompress", out, "FILE"]
+    if model is not None:
+        words += [] if model in shipped_models() else ["--model", model]
+        words += [] if learn_from is None else ["--learn-from", learn_from]
+    return " ".join(map(quoted, words))
 
 
 @click.command(name="decompress", short_help="Give back what compress was given.")

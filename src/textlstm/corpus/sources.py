@@ -109,6 +109,18 @@ def find_sources(sources: Sequence[str | Rows], config: CorpusConfig, notice: Ca
     return [_find_source(source, config, notice) for source in sources]
 
 
+def check_sources(sources: Sequence[str | Rows]) -> None:
+    """Refuses what does not exist before anything slow is done; named corpora are not loaded.
+
+    Raises:
+        UsageError: a source that does not exist.
+        CorpusError: a folder without text files.
+    """
+    for source in sources:
+        if isinstance(source, str) and source != "-" and find(source) is None:
+            _find_source(source, CorpusConfig(), lambda line: None)
+
+
 def read_sources(sources: Sequence[str | Rows], config: CorpusConfig, notice: Callable[[str], None]) -> LoadedCorpus:
     """Reads all sources as documents; arguments as in `find_sources`.
 

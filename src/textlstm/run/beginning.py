@@ -14,7 +14,7 @@ from typing import Any
 from textlstm import autopilot
 from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Part, absolute, cache_dir, lanes_within, merges_of, read_corpus, steps_per_epoch
-from textlstm.corpus.sources import ROWS
+from textlstm.corpus.sources import ROWS, check_sources
 from textlstm.errors import CorpusError, ModelFileError, RunError, UsageError
 from textlstm.files import write_atomically
 from textlstm.model_file import ModelFile, read_model
@@ -63,6 +63,8 @@ def begin(
     if request.steps is not None:
         for_train["steps"] = request.steps
     ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)  # impossible values, before a long text is read
+    held_out = CorpusConfig.from_dict(for_corpus).val
+    check_sources([*request.sources, *([] if held_out is None else [held_out])])
     device = device_of(request, for_train, view)
     minutes = minutes_of(request, preset)
     plan: Plan | None = None
