@@ -9,6 +9,8 @@ of them, and no Shakespeare is.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -50,27 +52,33 @@ def _first_million(files: Files) -> str:
     return _joined(files)[:1_000_000]
 
 
+def _messages(files: Files) -> str:
+    """The translations in gettext's files, without what is not translated and without the heading."""
+    found = re.findall(r'^msgstr(?:\[\d\])? (".*"(?:\n".*")*)', _joined(files), re.MULTILINE)
+    texts = ["".join(map(json.loads, quoted.split("\n"))) for quoted in found]
+    return "\n".join(filter(None, texts[1:]))
+
+
 SOURCES: Mapping[str, Source] = {
-    "dante": Source(
-        "verse in Italian (Dante)", "music21==10.5.1", "*/languageExcerpts/trainingData/it.txt", _joined,
-        "b0785b2709df11d49ee52c6d119726b87e71e617e7f9a0dd90c5ce6b170ef975",
+    "latin": Source(
+        "hymns in Latin", "music21==10.5.1", "*/languageExcerpts/trainingData/la.txt", _joined,
+        "dfb8b8b6d109e5aa0ed90286b1f2f64c3232a7fa00b30800f3650906195767a2",
     ),
-    "chinese": Source(
-        "tales in classical Chinese", "music21==10.5.1", "*/languageExcerpts/trainingData/cn.txt", _joined,
-        "38231dbbe45ceeedb7abd03fbce2cf033fff29acfb0a46365b468cbb3afae396",
+    "japanese": Source(
+        "messages of a program in Japanese, one a line", "weblate==5.14.3", "weblate/locale/ja/LC_MESSAGES/django.po",
+        _messages, "38ba86c3fd7412a81603bd744c7224bcd64ca414f712fddf5e76596342b58b67",
     ),
-    "songs": Source(
-        "folk songs in ABC notation (the Essen collection)", "music21==10.5.1", "music21/corpus/essenFolksong/*.abc",
-        _first_million, "9f8588cff312105f3f6214d2e95737a302c2501fa826f030f419331cd6009e01",
+    "chat": Source(
+        "questions and answers in English, in YAML", "chatterbot-corpus==1.3.3", "*/data/english/*.yml", _joined,
+        "d9a321656e9344942a3c1c441210a10421c07c6626664e08e43df92e038d7b79",
     ),
-    "c": Source(
-        "C: what Cython puts into its output", "Cython==3.3.1", "Cython/Utility/*.c", _joined,
-        "7ee4d0033962cb9e1611ca73f8b3429541824090f03ed3f6b9fd2a6676376d54",
+    "cmake": Source(
+        "CMake: its own modules", "cmake==4.4.5", "*/Modules/*.cmake", _first_million,
+        "3a66b17487ae8b7d5bcffdc83a5ff0026cfd4977822dca4d83a431ddbd9e44b0",
     ),
-    "compounds": Source(
-        "a table: organic compounds with their constants", "chemicals==1.5.2",
-        "*/Physical Constants of Organic Compounds.csv", _joined,
-        "375cc9b2db48877ac5b8fb60c3713ef05adbbe927957c45094362d806ecfe383",
+    "restaurants": Source(
+        "a table: inspections of restaurants", "causaldata==0.1.4", "*/restaurant_data.csv", _first_million,
+        "6945cd37fea839f489f67e4859c5808c4c91425b58a525a59dd6eb77b62baddc",
     ),
 }  # fmt: skip
 

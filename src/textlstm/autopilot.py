@@ -8,8 +8,9 @@ The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of t
 length, `docs/log.md` has the runs):
 
 - V is 512, or 320 where 512 do not make tokens a fifth longer: in tables and music. It is 1024, 2048 and 4096 from
-  0.3, 1 and 9 million of these tokens on, each if they are a tenth longer (in tables and music a fifth) than with half
-  as many ids. How long they come out is measured (`planning.token_lengths`).
+  0.3, 1 and 9 million of these tokens on, and from any number where those of half as many ids are less than a
+  character, as in Chinese; each if they are a tenth longer (in tables and music a fifth) than with half as many ids.
+  How long they come out is measured (`planning.token_lengths`).
 - H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point
   operations that the time allows (about 1.2 tokens read per parameter), and 18 N.
 - The more epochs D / N, the more regularisation: d is the lesser of 0.11 log2(epochs / 4.5) and 0.055 log2(P / N),
@@ -141,6 +142,8 @@ LEAST_VOCABULARY = 320
 _WORDS_LONGER = 1.2
 _WORDS_TOLD_FROM = 2_000  # characters; in fewer pairs of English run out before 512 ids
 # Ids, and tokens of text that they want. Tokens of words are 1.27 to 1.41 times as long with 1024 ids as with 512.
+# Parts of characters are worth no tokens: 170,000 characters of Chinese, three bytes each, end at 5.375 with 512 ids
+# (0.66 characters a token), 5.330 with 1024 (0.86), 5.179 with 2048 (1.03) and 5.184 with 4096 (1.16).
 _VOCABULARIES = ((1024, 300_000), (2048, 1_000_000), (4096, 9_000_000))
 _LONGER = 1.1
 MOST_EPOCHS = 100  # of a text; more of them teach nothing more, and a run ends early
@@ -161,7 +164,7 @@ _BATCHES = (
 
 
 def vocabulary(chars: int, lengths: Mapping[int, float] = ENGLISH) -> int:
-    """How many ids suit a text: more while it has tokens enough for them, and they make these longer.
+    """How many ids suit a text: more while they make its tokens longer, and these are many, or parts of characters.
 
     Args:
         chars: length of the training text.
@@ -170,7 +173,8 @@ def vocabulary(chars: int, lengths: Mapping[int, float] = ENGLISH) -> int:
     vocab, longer = (512, _LONGER) if has_words(chars, lengths) else (LEAST_VOCABULARY, _WORDS_LONGER)
     before = 512
     for larger, wanted in _VOCABULARIES:
-        if chars / lengths[larger] < wanted or lengths[larger] < longer * lengths[before]:
+        enough = chars / lengths[larger] >= wanted or lengths[before] < 1
+        if not enough or lengths[larger] < longer * lengths[before]:
             break
         vocab = before = larger
     return vocab
