@@ -763,6 +763,13 @@ def test_the_command_that_undoes_it_is_told(run, tmp_path, sonnet, model):
     assert "back again" not in run("compress", model, "in", "-").err + run("compress", model, "in", "b", "-q").err
 
 
+def test_a_folder_called_as_a_model_that_ships_is_named(run, tmp_path, sonnet):
+    (tmp_path / "shakespeare").mkdir()
+    shutil.copy(shipped_models()["shakespeare"], tmp_path / "shakespeare" / "model.safetensors")
+    (tmp_path / "in").write_bytes(sonnet)
+    assert run("compress", "shakespeare", "in", "out").err.endswith(" out FILE --model shakespeare\n")
+
+
 def test_what_needs_no_model_is_given_back_without_one(run, small, tmp_path):
     (tmp_path / "in").write_bytes(bytes(1000))
     assert run("compress", small, "in", "out").err.endswith("back again: textlstm decompress out FILE\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -466,8 +467,8 @@ def test_compress_commands(files, run, tmp_path, no_lzma):
     packed, back = str(tmp_path / "a.tlz"), str(tmp_path / "b.txt")
     options = ("--learn", "--learn-rate", "1e-2", "--learn-from", text)
     assert run("compress", model, text, packed, *options, "--json").json["method"] == "model that learns"
-    told = run("compress", model, text, packed, *options).err.splitlines()[-1]
-    assert told.endswith(f"decompress {packed} FILE --model {model} --learn-from {text}")
+    told = shlex.split(run("compress", model, text, packed, *options).err.splitlines()[-1])
+    assert told[-7:] == ["decompress", packed, "FILE", "--model", str(model), "--learn-from", str(text)]
     refused = run("decompress", packed, back, "--model", model)
     assert refused.code == 1 and "--learn-from" in refused.err
     assert run("decompress", packed, back, "--model", model, "--learn-from", text).code == 0

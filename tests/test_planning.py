@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -166,7 +167,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
     chosen = plan.choose(corpus, *settings, None)
     machine.work(3 * encode * min(chosen.train.num_chars, 10_000_000))  # the tokenizer
     model, options = ModelConfig.from_dict(settings[1]), TrainConfig.from_dict(settings[2])
-    options = plan.count_steps(model, options, chosen, Timed())
+    _, options = plan.count_steps(model, options, chosen, Timed())
     most = 100 * steps_per_epoch(chosen.train.num_chars * 2 // 5, options.batch_size, options.seq_len, options.jitter)
     timetable = plan.timetable
     assert (timetable.seconds, timetable.steps) == (60 * minutes, options.steps)
@@ -361,6 +362,31 @@ def test_the_rule_divides_logits_where_no_development_part_tells(book, monkeypat
     corpus = read_corpus([str(book)], CorpusConfig.from_dict(for_corpus))
     Plan(0.5, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
     assert for_train.get("calibration_temperature") == temperature
+
+
+@pytest.mark.parametrize("asked", [{}, {"output_dropout": 0.33, "ema": 0.99}, {"dev_fraction": 0.1}])
+def test_regularisation_follows_the_steps_that_were_counted(book, monkeypatch, asked):
+    """A machine that trains faster than the rule counts on reads the text more often than it was planned."""
+    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e9)
+    monkeypatch.setattr(planning, "measure_step", lambda model, train, device, seconds: 1e-3)
+    monkeypatch.setattr(planning, "measure_reading", lambda model, device, lanes=1, tokens=0: 1e-6)
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 2000)
+    for_corpus, for_model, for_train = split_settings({"tokenizer": "byte", "batch_size": 4, "seq_len": 50, **asked})
+    corpus = read_corpus([str(book)], CorpusConfig.from_dict(for_corpus))
+    plan = Plan(0.5, 0.0, "cpu", "fp32", lambda line: None)
+    plan.choose(corpus, for_corpus, for_model, for_train, None)
+    corpus = read_corpus([str(book)], CorpusConfig.from_dict(for_corpus))
+    before = ModelConfig.from_dict({**for_model, "vocab_size": 257})
+    model, train = plan.count_steps(before, TrainConfig.from_dict(for_train), corpus, ByteTokenizer())
+    epochs = 2000 / steps_per_epoch(corpus.train.num_chars, 4, 50, train.jitter)
+    d = min(0.11 * math.log2(epochs / 4.5), 0.055 * math.log2(model.num_params / corpus.train.num_chars))
+    assert 20 < epochs < 30 and before.input_dropout < 0.1
+    assert model.input_dropout == pytest.approx(d, abs=1e-3)
+    assert model.weight_dropout == model.input_dropout and train.weight_decay == pytest.approx(max(0.1, d), abs=1e-3)
+    assert model.output_dropout == pytest.approx(asked.get("output_dropout", d + 0.1), abs=1e-3)
+    assert train.ema == asked.get("ema", 1 - 1 / 500) and train.lr_final == 0.2  # 12 epochs and more
+    wanted = None if "dev_fraction" in asked else 1.0 if asked else round(1 + 0.04 * math.log2(epochs / 5), 2)
+    assert train.calibration_temperature == wanted
 
 
 VARIED = "".join(f"{k * 7919 % 1009} of the {k * k % 499}th inn by the sea\n" for k in range(4000))

@@ -79,7 +79,7 @@ def main() -> None:
     """Runs and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--texts", nargs="+", default=[texts.TINY], choices=[texts.TINY, *texts.UNSEEN, "unseen"])
+    parser.add_argument("--texts", nargs="+", default=[texts.TINY], choices=[texts.TINY, *texts.SOURCES, "unseen"])
     parser.add_argument("--contestants", nargs="+", default=[], choices=NAMES, help="not all of the text's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="file that the lines are added to")

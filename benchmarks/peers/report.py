@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,26 +58,27 @@ def race_table(lines: Sequence[Line]) -> Iterator[str]:
         yield _row("", f"{name}, adaptive", "", "", "", "", *_costs(nats))
 
 
-def unseen_table(lines: Sequence[Line]) -> Iterator[str]:
-    """Ours against the better of the two GPTs on each of the other texts, and the median of the differences."""
-    others = [line for line in lines if line["text"] in texts.UNSEEN and "nats_per_char" in line]
+def others_table(lines: Sequence[Line], fives: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Ours against the better of the two GPTs on each of the other texts, and of each five the median difference."""
+    others = [line for line in lines if line["text"] in itertools.chain(*fives) and "nats_per_char" in line]
     if not others:
         yield "Not run yet."
         return
-    yield "| minutes | text | what | characters | textlstm | GPT, small | GPT, large | better by |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for minutes in sorted({line["minutes"] for line in others}):
+    yield "| minutes | text | what | characters | its seconds | textlstm | GPT, small | GPT, large | better by |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for minutes, names in itertools.product(sorted({line["minutes"] for line in others}), fives):
         middle = _middle([line for line in others if line["minutes"] == minutes])
         differences = []
-        for name in texts.UNSEEN:
+        for name in names:
             runs = [middle.get((name, contestant)) for contestant in (OURS, *GPTS)]
             nats = [math.nan if run is None else run["nats_per_char"] for run in runs]
             differences.append(math.nan if any(map(math.isnan, nats)) else min(nats[1:]) - nats[0])
             if known := next((run for run in runs if run is not None), None):
                 shown = ("" if math.isnan(value) else f"{value:.3f}" for value in (*nats, differences[-1]))
-                yield _row(f"{minutes:g}", name, texts.KINDS[name], f"{known['chars']:,}", *shown)
+                seconds = "" if runs[0] is None else f"{runs[0]['seconds']:.0f}"
+                yield _row(f"{minutes:g}", name, texts.KINDS[name], f"{known['chars']:,}", seconds, *shown)
         if not any(map(math.isnan, differences)):
-            yield _row(f"{minutes:g}", "median", "", "", "", "", "", f"{median(differences):.3f}")
+            yield _row(f"{minutes:g}", "median of the five", "", "", "", "", "", "", f"{median(differences):.3f}")
 
 
 def _middle(lines: Sequence[Line]) -> dict[tuple[str, str], Line]:
@@ -101,7 +103,8 @@ def _compressors(lines: Sequence[Line]) -> dict[str, float]:
 
 def page(text: str, lines: Sequence[Line]) -> str:
     """The page with its tables as they should be."""
-    for name, rows in (("race", race_table(lines)), ("unseen", unseen_table(lines))):
+    unseen, spent = others_table(lines, [texts.UNSEEN]), others_table(lines, texts.SPENT)
+    for name, rows in (("race", race_table(lines)), ("unseen", unseen), ("spent", spent)):
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- end of {name} -->")
         text = f"{before}{begin}" + "\n".join(rows) + f"\n{end}{after}"

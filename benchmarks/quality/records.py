@@ -100,6 +100,9 @@ def main() -> None:
     for row in arguments.rows:
         for seed in arguments.seeds:
             if (row, seed) in known:
+                print(
+                    f"{row}, seed {seed}: stands in {RESULTS}; without its line there it is run again", file=sys.stderr
+                )
                 continue
             line = json.dumps(train(row, seed, arguments.runs))
             with RESULTS.open("a") as file:

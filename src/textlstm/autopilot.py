@@ -8,7 +8,7 @@ The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of t
 length, `docs/log.md` has the runs):
 
 - V is 512, or 320 where 512 do not make tokens a fifth longer: in tables and music. It is 1024, 2048 and 4096 from
-  0.3, 1 and 9 million of these tokens on, and from any number where those of half as many ids are less than a
+  0.3, 1 and 9 million of these tokens on, or from 25 for each id where those of half as many ids are less than a
   character, as in Chinese; each if they are a tenth longer (in tables and music a fifth) than with half as many ids.
   How long they come out is measured (`planning.token_lengths`).
 - H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point
@@ -29,7 +29,7 @@ length, `docs/log.md` has the runs):
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Proposal:
         development: whether a development part should pick the best weights.
         tokens_read: how many tokens the run will read, about.
         temperature: what the logits of the finished model are divided by where no development part can tell.
+        why_vocabulary: what it says for the number of ids that it chose.
         text_bounds: whether the text keeps the network from being larger, more than the time does.
     """
 
@@ -60,6 +61,7 @@ class Proposal:
     development: bool
     tokens_read: float
     temperature: float
+    why_vocabulary: str
     text_bounds: bool
 
 
@@ -77,7 +79,8 @@ def propose(
         lengths: characters of this text per token, by size of the vocabulary.
         digits: how many of its characters are digits, as a share.
     """
-    vocab = int(fixed.get("vocab_size", vocabulary(chars, lengths)))
+    suitable, why = vocabulary(chars, lengths)
+    vocab = int(fixed.get("vocab_size", suitable))
     operations = seconds * peak * USUAL_SHARE
     tokens = chars / chars_per_token(vocab, lengths)
     affordable, borne = math.sqrt(operations / 7.2), most_params(tokens)
@@ -85,35 +88,65 @@ def propose(
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
     tokens_read = min(operations / (6 * _params(hidden, vocab)), MOST_EPOCHS * max(1.0, tokens))
     epochs = tokens_read / max(1.0, tokens)
-    d = _dropout(epochs, _params(hidden, vocab) / max(1.0, tokens), has_words(chars, lengths))
     batch, length = next(
         sizes
         for most_tokens, most_operations, sizes in _BATCHES
         if tokens < most_tokens and operations <= most_operations
     )
     steps = max(1.0, tokens_read / (batch * length))
-    model = {
-        "vocab_size": vocab,
-        "embed_size": hidden,
-        "hidden_size": hidden,
-        "embed_dropout": round(max(0.0, 0.4 * (d - 0.2)), 3),
-        "input_dropout": d,
-        "layer_dropout": round(0.05 + 0.75 * d, 3),
-        "output_dropout": round(d + 0.1, 3),
-        "weight_dropout": d,
-    }
-    train = {
-        "batch_size": batch,
-        "seq_len": length,
-        "lr": round(min(1e-2, 8e-3 * math.sqrt(320 / hidden)), 5),
-        "weight_decay": max(0.1, d),
-        "ema": averaging(steps),
-    }
-    if epochs > _OFTEN:
-        train |= {"lr_final": _LR_FINAL, "ema": averaging(steps, _LONG_AVERAGE)}
+    kept = regularisation(steps, epochs, _params(hidden, vocab) / max(1.0, tokens), has_words(chars, lengths))
+    model = {"vocab_size": vocab, "embed_size": hidden, "hidden_size": hidden, **kept.model}
+    lr = round(min(1e-2, 8e-3 * math.sqrt(320 / hidden)), 5)
+    train = {"batch_size": batch, "seq_len": length, "lr": lr, **kept.train}
     development = epochs > _MOST_EPOCHS_WITHOUT_DEVELOPMENT
-    temperature = 1.0 if fixed.keys() & _REGULARISATION else _temperature(epochs, digits)
-    return Proposal(model, train, development, tokens_read, temperature, borne < affordable)
+    return Proposal(
+        model, train, development, tokens_read, temperature(epochs, digits, fixed), why, borne < affordable
+    )
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """What keeps a network from learning a text by heart: settings of ModelConfig and of TrainConfig."""
+
+    model: Mapping[str, float]
+    train: Mapping[str, float]
+
+
+def regularisation(steps: float, epochs: float, params_per_token: float, words: bool) -> Regularisation:
+    """What suits a run of so many steps and epochs.
+
+    Args:
+        steps, epochs: of the run.
+        params_per_token: parameters of the network for each token of the text.
+        words: whether the text has words (`has_words`).
+    """
+    d = _dropout(epochs, params_per_token, words)
+    often = epochs > _OFTEN
+    return Regularisation(
+        {
+            "embed_dropout": round(max(0.0, 0.4 * (d - 0.2)), 3),
+            "input_dropout": d,
+            "layer_dropout": round(0.05 + 0.75 * d, 3),
+            "output_dropout": round(d + 0.1, 3),
+            "weight_dropout": d,
+        },
+        {
+            "weight_decay": max(0.1, d),
+            "ema": averaging(steps, _LONG_AVERAGE) if often else averaging(steps),
+            "lr_final": _LR_FINAL if often else 0.0,
+        },
+    )
+
+
+def temperature(epochs: float, digits: float, fixed: Iterable[str]) -> float:
+    """What to divide the logits of the finished model by where no development part can tell.
+
+    Args:
+        epochs: of the run.
+        digits: share of the characters of the text.
+        fixed: names of settings that the user made.
+    """
+    return _temperature(epochs, digits) if _REGULARISATION.isdisjoint(fixed) else 1.0
 
 
 def _dropout(epochs: float, params_per_token: float, words: bool) -> float:
@@ -142,10 +175,12 @@ LEAST_VOCABULARY = 320
 _WORDS_LONGER = 1.2
 _WORDS_TOLD_FROM = 2_000  # characters; in fewer pairs of English run out before 512 ids
 # Ids, and tokens of text that they want. Tokens of words are 1.27 to 1.41 times as long with 1024 ids as with 512.
-# Parts of characters are worth no tokens: 170,000 characters of Chinese, three bytes each, end at 5.375 with 512 ids
-# (0.66 characters a token), 5.330 with 1024 (0.86), 5.179 with 2048 (1.03) and 5.184 with 4096 (1.16).
+# Parts of characters are worth no tokens: 175,000 characters of Chinese, three bytes each, end at 5.375 with 512 ids
+# (0.66 characters a token), 5.330 with 1024 (0.86), 5.179 with 2048 (1.03) and 5.184 with 4096 (1.16); a third of them
+# at 5.625, 5.572, 5.532 and, where an id occurs 12 times, 5.639.
 _VOCABULARIES = ((1024, 300_000), (2048, 1_000_000), (4096, 9_000_000))
 _LONGER = 1.1
+_SELDOM = 25  # occurrences of an id on average
 MOST_EPOCHS = 100  # of a text; more of them teach nothing more, and a run ends early
 _PARAMS_PER_TOKEN = 18  # of text: 2 x 640 for a million characters
 _MOST_DROPOUT = 0.45
@@ -163,21 +198,26 @@ _BATCHES = (
 )
 
 
-def vocabulary(chars: int, lengths: Mapping[int, float] = ENGLISH) -> int:
-    """How many ids suit a text: more while they make its tokens longer, and these are many, or parts of characters.
+def vocabulary(chars: int, lengths: Mapping[int, float] = ENGLISH) -> tuple[int, str]:
+    """How many ids suit a text, and why: more while its tokens grow, and are enough, or are parts of characters.
 
     Args:
         chars: length of the training text.
         lengths: characters of it per token, by size of the vocabulary.
     """
-    vocab, longer = (512, _LONGER) if has_words(chars, lengths) else (LEAST_VOCABULARY, _WORDS_LONGER)
+    if has_words(chars, lengths):
+        vocab, longer, why = 512, _LONGER, f"suits {chars:,} characters"
+    else:
+        vocab, longer, why = LEAST_VOCABULARY, _WORDS_LONGER, "more ids would hardly make its tokens longer"
     before = 512
     for larger, wanted in _VOCABULARIES:
-        enough = chars / lengths[larger] >= wanted or lengths[before] < 1
+        tokens, parts = chars / lengths[larger], lengths[before] < 1
+        enough = tokens >= wanted or (parts and tokens >= _SELDOM * larger)
         if not enough or lengths[larger] < longer * lengths[before]:
             break
         vocab = before = larger
-    return vocab
+        why = "fewer ids make tokens of less than a character" if tokens < wanted else f"suits {chars:,} characters"
+    return vocab, why
 
 
 def has_words(chars: int, lengths: Mapping[int, float]) -> bool:

@@ -57,8 +57,10 @@ class Plan:
         self.timetable: autopilot.Timetable | None = None
         self._merges_fall = True
         self._begun = self._text_bounds = False
-        self._has_words = True
+        self._why_vocabulary, self._has_words = "", True
         self._asked: frozenset[str] = frozenset()  # settings of the network that the user made
+        self._fixed: frozenset[str] = frozenset()  # these and those of the training
+        self._digits = 0.0
 
     @property
     def most_held_out(self) -> int:
@@ -85,10 +87,11 @@ class Plan:
             The text to learn from: without a development part, or a sample, if that was chosen.
         """
         fixed, chars, self._asked = {**for_model, **for_train}, corpus.train.num_chars, frozenset(for_model)
+        self._fixed = frozenset(fixed)
         self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
         lengths = autopilot.ENGLISH if initial is not None else token_lengths(corpus, name)
-        digits = digit_share(corpus)
+        digits = self._digits = digit_share(corpus)
         proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths, digits)
         sample = None
         if "sample_chars" not in for_corpus:
@@ -96,7 +99,8 @@ class Plan:
         if sample is not None:
             for_corpus |= {"sample_chars": sample, "sample_seed": int(for_train.get("seed", 0))}
             proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed, lengths, digits)
-        self._text_bounds, self._has_words = proposal.text_bounds, autopilot.has_words(chars, lengths)
+        self._text_bounds, self._why_vocabulary = proposal.text_bounds, proposal.why_vocabulary
+        self._has_words = autopilot.has_words(chars, lengths)
         for chosen, settings in ((proposal.model, for_model), (proposal.train, for_train)):
             for key, value in chosen.items():
                 settings.setdefault(key, value)
@@ -130,8 +134,13 @@ class Plan:
         wanted = proposal.tokens_read * len(head) / tokens
         return autopilot.sample_size(corpus.train.num_chars, 60 * self.minutes, per_char, wanted)
 
-    def count_steps(self, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer) -> TrainConfig:
+    def count_steps(
+        self, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer
+    ) -> tuple[ModelConfig, TrainConfig]:
         """Measures the machine with this configuration, and completes it by the number of steps that fit.
+
+        What keeps the network from learning the text by heart follows from how often it will be read, as counted now:
+        before, the machine's share of its peak was a guess.
 
         Args:
             model, train: the configuration.
@@ -142,7 +151,6 @@ class Plan:
         chars_per_token = chars / max(1, sum(len(tokenizer.encode(text)) + model.boundary for text in head))
         encoding = (time.perf_counter() - began) / chars * corpus.train.num_chars
         train, per_step = self._measured(model, train)
-        temperature = train.calibration_temperature
         final, look, save = self._besides(model, corpus, tokenizer, chars_per_token)
         spacing = () if train.eval_every is None else (1 << 60, train.eval_every)
         fit = autopilot.steps_within(self._left - encoding, per_step, final, look, save, *spacing)
@@ -151,6 +159,8 @@ class Plan:
         most = math.ceil(autopilot.MOST_EPOCHS * passes)
         train = train.replace(steps=min(fit, most))
         self.timetable = autopilot.Timetable(60 * self.minutes, final + save, train.steps, most)
+        model, train = self._regularised(model, train, corpus, train.steps / passes, tokens)
+        temperature = train.calibration_temperature
         if self._merges_fall and (tokenizer.parts() >= 0).any():
             rate = autopilot.merge_dropout(train.steps / passes, tokens / model.vocab_size)
             train = train.replace(merge_dropout=rate)
@@ -175,7 +185,20 @@ class Plan:
             )
         if self.predicted is not None:
             self.reasons.append(f"predicted: about {self.predicted:.2f} nats per character of the held-out text")
-        return train
+        return model, train
+
+    def _regularised(
+        self, model: ModelConfig, train: TrainConfig, corpus: Corpus, epochs: float, tokens: int
+    ) -> tuple[ModelConfig, TrainConfig]:
+        """The configuration with what suits so many epochs, but for what the user set."""
+        kept = autopilot.regularisation(train.steps, epochs, model.num_params / max(1, tokens), self._has_words)
+        for_train = dict(kept.train)
+        if not corpus.dev.num_chars:
+            for_train["calibration_temperature"] = autopilot.temperature(epochs, self._digits, self._fixed)
+        return (
+            model.replace(**{name: value for name, value in kept.model.items() if name not in self._fixed}),
+            train.replace(**{name: value for name, value in for_train.items() if name not in self._fixed}),
+        )
 
     def _shape_reasons(
         self, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, chars_per_token: float, chars: int
@@ -184,12 +207,8 @@ class Plan:
         network = f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters"
         if self._begun:
             return (f"{vocabulary} and {network}: those of the model that it begins from",)
-        if train.tokenizer != "bpe":
-            size = f"that of --tokenizer {train.tokenizer}"
-        elif not self._has_words:
-            size = "more ids would hardly make its tokens longer"
-        else:
-            size = f"suits {chars:,} characters"
+        own = train.tokenizer == "bpe"
+        size = self._why_vocabulary if own else f"that of --tokenizer {train.tokenizer}"
         if self._asked & {"embed_size", "hidden_size", "num_layers"}:
             width = "as asked"
         elif self._text_bounds:

@@ -289,8 +289,8 @@ class BPETokenizer(Tokenizer):
 
         if vocab_size < 256:
             raise ConfigError(
-                "a bpe vocabulary needs 256 ids for the single bytes and one for the document boundary: 257 is the "
-                "smallest --vocab-size"
+                f"a bpe vocabulary needs at least 256 ids for the single bytes, besides the document "
+                f"boundary, not {vocab_size}"
             )
         model = tk.Tokenizer(tk.models.BPE())
         model.pre_tokenizer = _pre_tokenizer("words")

@@ -86,12 +86,12 @@ def compress_(
 
 
 def _undoing(out: str, model: str | None, learn_from: str | None) -> str:
-    """The command that gives a compressed file back; those that ship are found without being named."""
-    from textlstm.registry import shipped_models
+    """The command that gives a compressed file back; models that ship are found without being named."""
+    from textlstm.registry import find_model, shipped_models
 
     words = ["textlstm", "decompress", out, "FILE"]
     if model is not None:
-        words += [] if model in shipped_models() else ["--model", model]
+        words += [] if find_model(model) in shipped_models().values() else ["--model", model]
         words += [] if learn_from is None else ["--learn-from", learn_from]
     return " ".join(map(quoted, words))
 

@@ -36,6 +36,7 @@ from textlstm.corpus.sources import (
     find_sources,
     read_sources,
     source_title,
+    title_of,
 )
 from textlstm.corpus.store import StoredPart, find_text, store_text
 from textlstm.errors import CorpusError
@@ -145,7 +146,7 @@ class Corpus:
     """A text, split.
 
     Attributes:
-        name: how a user named it.
+        name: what it is called in a report.
         train, dev, val: the parts; `dev` and `val` may be empty. A long `train` stays in the cache.
         source, licence, canonical: where the text came from, as `LoadedCorpus` says.
         val_follows: whether the held-out part directly follows the development part.
@@ -305,8 +306,7 @@ def read_corpus(
             f"{', '.join(map(str, sources))}: {train.num_chars} characters to learn from, besides those held out, are "
             f"too few; {MIN_TRAIN_CHARS} are the least, and a good model wants 100,000 or more"
         )
-    name = "+".join(source_title(str(source)) for source in sources)
-    corpus = Corpus(name, train, dev, val, *describe(found, config), config.val is None)
+    corpus = Corpus(title_of(sources), train, dev, val, *describe(found, config), config.val is None)
     return corpus if config.sample_chars is None else corpus.sampled(config.sample_chars, config.sample_seed)
 
 

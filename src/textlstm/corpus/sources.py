@@ -110,15 +110,22 @@ def find_sources(sources: Sequence[str | Rows], config: CorpusConfig, notice: Ca
 
 
 def check_sources(sources: Sequence[str | Rows]) -> None:
-    """Refuses what does not exist before anything slow is done; named corpora are not loaded.
+    """Refuses names of what does not exist, before anything slow is done; nothing is read or looked through.
 
     Raises:
-        UsageError: a source that does not exist.
-        CorpusError: a folder without text files.
+        UsageError: there is no such file, folder or corpus.
     """
     for source in sources:
-        if isinstance(source, str) and source != "-" and find(source) is None:
-            _find_source(source, CorpusConfig(), lambda line: None)
+        if isinstance(source, Rows) or source == "-" or Path(source).exists() or glob.has_magic(source):
+            continue
+        if find(source) is None:
+            raise _missing(source)
+
+
+def _missing(source: str) -> UsageError:
+    near = difflib.get_close_matches(source, CORPORA, n=1)
+    hint = f"did you mean the corpus {near[0]!r}?" if near else f"named corpora are {', '.join(CORPORA)}"
+    return UsageError(f"there is no file or folder {source!r}; {hint}")
 
 
 def read_sources(sources: Sequence[str | Rows], config: CorpusConfig, notice: Callable[[str], None]) -> LoadedCorpus:
@@ -159,6 +166,11 @@ def source_title(source: str) -> str:
     return _STDIN if source == "-" else source.removeprefix(PREFIX)
 
 
+def title_of(sources: Iterable[str | Rows]) -> str:
+    """What texts are called together: files and folders without the way to them, so the same from any folder."""
+    return " ".join(Path(name).name or name for name in (source_title(str(source)) for source in sources))
+
+
 def absolute(source: str) -> str:
     """A source as it is found from any folder; standard input and named corpora stay as they are."""
     named = not Path(source).exists() and find(source) is not None
@@ -194,9 +206,7 @@ def _find_source(source: str | Rows, config: CorpusConfig, notice: Callable[[str
         if not files:
             raise UsageError(f"no file matches {source!r}")
     else:
-        near = difflib.get_close_matches(source, CORPORA, n=1)
-        hint = f"did you mean the corpus {near[0]!r}?" if near else f"named corpora are {', '.join(CORPORA)}"
-        raise UsageError(f"there is no file or folder {source!r}; {hint}")
+        raise _missing(source)
     return Source(lambda: _read_files(files, config, notice), source, "unknown", False, tuple(files))
 
 

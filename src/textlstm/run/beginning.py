@@ -15,7 +15,7 @@ from textlstm import autopilot
 from textlstm.config import PRESETS, CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Part, absolute, cache_dir, lanes_within, merges_of, read_corpus, steps_per_epoch
 from textlstm.corpus.sources import ROWS, check_sources
-from textlstm.errors import CorpusError, ModelFileError, RunError, UsageError
+from textlstm.errors import ConfigError, CorpusError, ModelFileError, RunError, UsageError
 from textlstm.files import write_atomically
 from textlstm.model_file import ModelFile, read_model
 from textlstm.planning import Plan
@@ -85,6 +85,7 @@ def begin(
         boundary = bool(for_model.get("boundary", ModelConfig.boundary))
         wanted = int(for_model.get("vocab_size", ModelConfig.vocab_size)) - boundary
         name = for_train["tokenizer"] = absolute_name(for_train.get("tokenizer", TrainConfig.tokenizer))
+        _check_vocabulary(name, wanted, boundary)
         tokenizer = tokenizer_of(name, corpus, wanted, view)
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
     _check_merges(for_train, tokenizer)
@@ -93,7 +94,7 @@ def begin(
     _tell_large(for_model, model, corpus, view)
     train = TrainConfig.from_dict(for_train)
     if plan is not None:
-        train = plan.count_steps(model, train, corpus, tokenizer)
+        model, train = plan.count_steps(model, train, corpus, tokenizer)
     elif request.epochs is not None:
         tokens = len(corpus.encode(tokenizer, model.boundary_id, request.workers, view.notice).train)
         per_epoch = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
@@ -115,6 +116,13 @@ def begin(
         None if plan is None else plan.timetable,
     )
     return setup, corpus, tokenizer, device
+
+
+def _check_vocabulary(name: str, wanted: int, boundary: bool) -> None:
+    """Refuses a vocabulary that has no room for the bytes, by the number that the user gave."""
+    if name == "bpe" and wanted < 256:
+        besides = " and the document boundary" if boundary else ""
+        raise ConfigError(f"{256 + boundary} is the smallest --vocab-size: the single bytes{besides}")
 
 
 def _check_merges(for_train: Mapping[str, Any], tokenizer: Tokenizer) -> None:

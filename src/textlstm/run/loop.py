@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from textlstm import metrics
 from textlstm.config import ModelConfig, TrainConfig
-from textlstm.corpus import Corpus, LaneReader, MergeDropout, Part, Tokens, merges_of, source_title
+from textlstm.corpus import Corpus, LaneReader, MergeDropout, Part, Tokens, merges_of
 from textlstm.corpus.named import HELD_OUT_CHARS
 from textlstm.engine.torch import TorchEngine
 from textlstm.errors import Interrupted, MissingExtraError, RunError
@@ -225,16 +225,11 @@ class Run:
         evenly = math.log(len(self._frequencies_V))
         return evenly * tokens_per_char, metrics.unigram_nats(ids, self._frequencies_V) * tokens_per_char, text
 
-    @property
-    def _name(self) -> str:
-        """What the text is called, the same where a run was taken up and paths became absolute."""
-        return " ".join(Path(s).name or s for s in map(source_title, self.setup.sources))
-
     def _facts(self) -> Facts:
         model = self.setup.model
         uniform, unigram, text = self._without_learning()
         return Facts(
-            title=f"{self._name} -> {self.folder}",
+            title=f"{self.corpus.name} -> {self.folder}",
             lines=self.setup.reasons,
             steps=self.setup.train.steps,
             chars_per_token=self.chars_per_token,
@@ -471,7 +466,7 @@ class Run:
         corpus, asked = self.corpus, self.setup.train.calibration_temperature
         return {
             "corpus": {
-                "name": self._name,
+                "name": corpus.name,
                 "source": "the user's own text" if "unknown" in corpus.licence.split("; ") else corpus.source,
                 "licence": corpus.licence,
                 "canonical": corpus.canonical,
@@ -640,7 +635,7 @@ _LEAST_PROMPT, _MOST_PROMPT = 4, 40  # characters
 
 _SKIPPED = {
     "not finite": "its numbers are not finite",
-    "spike": "its loss or gradient stands far out from those before (a guard; it does no harm)",
+    "spike": "its loss or gradient stands far out from those before (a guard; --spike-sigmas 0 turns it off)",
 }
 
 
