@@ -22,12 +22,14 @@ from textlstm.autopilot import (
     Proposal,
     _soft_minimum,
     anchor,
+    change,
     chars_per_token,
     merge_dropout,
     most_held_out,
     predict,
     propose,
     steps_within,
+    temperature,
     vocabulary,
 )  # fmt: skip
 from textlstm.config import ModelConfig, TrainConfig
@@ -120,6 +122,32 @@ def test_vocabulary_follows_the_text(chars, vocab):
 )
 def test_vocabulary_follows_what_it_does_to_the_tokens(chars, lengths, vocab):
     assert propose(180, chars, 1e11, {}, lengths).model["vocab_size"] == vocab
+
+
+def test_change_is_what_a_part_costs_as_a_whole_over_what_it_costs_in_pieces():
+    draw = np.random.default_rng(0)
+    same = draw.integers(0, 40, 20_000).astype(np.int32)
+    assert change(same, 40) == pytest.approx(1, abs=0.02)
+    parts = [same[2000 * k : 2000 * (k + 1)] % 8 + 4 * k for k in range(10)]  # each shares half of its ids
+    ids = np.concatenate(parts)
+    whole = [anchor(np.concatenate(parts[:k] + parts[k + 1 :]), parts[k], 44, 2000) for k in range(10)]
+    pieces = [ids[start : start + 300] for start in range(0, 20_000, 300)]
+    rest = np.concatenate([piece for k, piece in enumerate(pieces) if k % 10 != 5])
+    left_out = np.concatenate(pieces[5::10])
+    expected = sum(whole) / 10 / anchor(rest, left_out, 44, len(left_out))
+    assert change(ids, 44) == pytest.approx(expected) and expected > 1.2
+    assert change(ids[:9_999], 44) == 1.0  # too short to tell
+
+
+@pytest.mark.parametrize(
+    ("epochs", "digits", "changes", "expected"),
+    [
+        (1, 0.0, 1.5, 1.0), (5, 0.0, 1.0, 1.0), (5, 0.0, 0.9, 1.0), (80, 0.0, 1.0, 1.15), (5.3, 0.0, 1.36, 1.14),
+        (10.7, 0.0, 1.4, 1.26), (20, 0.0, 2.0, 1.3), (14, 0.3, 1.05, 1.15), (14, 0.3, 1.4, 1.3), (2, 0.3, 1.0, 1.07),
+    ],
+)  # fmt: skip
+def test_logits_are_divided_by_more_where_a_text_changes_on_the_way(epochs, digits, changes, expected):
+    assert temperature(epochs, digits, changes, ()) == expected
 
 
 def test_why_a_vocabulary_was_chosen():

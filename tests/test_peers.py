@@ -278,11 +278,11 @@ msgstr[1] "%d words"
 def test_another_text_than_the_named_one_is_refused(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "p.whl", "w") as opened:
         opened.writestr("p/a.txt", "something else")
-    source = replace(texts.SOURCES["latin"], pattern="*.txt", text=lambda files: "something else")
-    monkeypatch.setattr(texts, "SOURCES", {"latin": source})
+    source = replace(texts.SOURCES["french"], pattern="*.txt", text=lambda files: "something else")
+    monkeypatch.setattr(texts, "SOURCES", {"french": source})
     monkeypatch.setattr(texts, "_wheel", lambda source: tmp_path / "p.whl")
     with pytest.raises(SystemExit, match="another text than the one that was named"):
-        texts.read("latin")
+        texts.read("french")
 
 
 def test_a_long_text_is_its_first_million_characters():
@@ -310,19 +310,19 @@ def test_a_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
         return fake_line(*key)
 
     monkeypatch.setattr(race, "run", run)
-    names = [texts.TINY, "latin"]
+    names = [texts.TINY, "french"]
     with pytest.raises(KeyboardInterrupt):
         race.race(names, [], 3.0, [0, 1], results)
     first, ran[:] = list(ran), ran[3:]
     monkeypatch.setattr(race, "run", lambda *key: ran.append(key) or fake_line(*key))
     race.race(names, [], 3.0, [0, 1], results)
     wanted = [(texts.TINY, name, 3.0, seed) for seed in (0, 1) for name in report.NAMES][:-1]
-    wanted += [("latin", name, 3.0, seed) for seed in (0, 1) for name in ("textlstm", "gpt-small", "gpt-large")]
+    wanted += [("french", name, 3.0, seed) for seed in (0, 1) for name in ("textlstm", "gpt-small", "gpt-large")]
     assert first + ran == wanted
     race.race(names, [], 3.0, [0, 1], results)
     assert len(report.read_lines(results)) == len(wanted)
-    race.race(["latin"], ["textlstm"], 30.0, [0], results)
-    assert ran[-1] == ("latin", "textlstm", 30.0, 0)
+    race.race(["french"], ["textlstm"], 30.0, [0], results)
+    assert ran[-1] == ("french", "textlstm", 30.0, 0)
 
 
 def test_who_wants_a_core_now(tmp_path, monkeypatch):

@@ -139,6 +139,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
 
     monkeypatch.setattr(planning, "token_lengths", lengths)
     monkeypatch.setattr(planning, "digit_share", lambda corpus: 0.0)
+    monkeypatch.setattr(planning, "change_of", lambda corpus: machine.work(0.7) or 1.0)
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: machine.now))
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: machine.work(0.3) and peak)
     monkeypatch.setattr(planning, "measure_step", measured)

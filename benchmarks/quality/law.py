@@ -29,7 +29,7 @@ from sweep import tuning_text
 from textlstm import autopilot
 from textlstm.config import CorpusConfig, ModelConfig
 from textlstm.corpus import Corpus, read_corpus
-from textlstm.planning import anchor_of, digit_share, token_lengths
+from textlstm.planning import anchor_of, change_of, digit_share, token_lengths
 from textlstm.tokenizer import make_tokenizer
 
 RESULTS = Path(__file__).parents[1] / "results" / "law.jsonl"
@@ -40,7 +40,8 @@ def run(name: str, text: Path, flops: float) -> dict[str, object]:
     """Trains one point and returns its line."""
     corpus = read_corpus([str(text)], CorpusConfig(val_fraction=HELD_OUT, dev_fraction=0.0))
     training, lengths = corpus.train.num_chars, token_lengths(corpus, "bpe")
-    proposal = autopilot.propose(flops / autopilot.USUAL_SHARE, training, 1.0, {}, lengths, digit_share(corpus))
+    seconds, known = flops / autopilot.USUAL_SHARE, (lengths, digit_share(corpus), change_of(corpus))
+    proposal = autopilot.propose(seconds, training, 1.0, {}, *known)
     model = ModelConfig.from_dict(proposal.model)
     tokens = proposal.train["batch_size"] * proposal.train["seq_len"]
     steps = max(1, round(flops / (3 * model.flops_per_token * tokens)))

@@ -18,8 +18,10 @@ length, `docs/log.md` has the runs):
   layers, d + 0.1 on the output, 0.4 (d - 0.2) of whole tokens.
 - The learning rate falls with the width: 8e-3 sqrt(320 / H), 1e-2 at most.
 - Up to 60 epochs there is no development part: all text is learnt from, and the end of the schedule is the best
-  point. The logits of the finished model are divided by 1 + 0.04 log2(epochs / 5) then, between 1 and 1.15; by
-  1 + 0.07 log2(epochs) where a quarter of the characters are digits. A text is read 100 times at most.
+  point. The logits of the finished model are divided by 1 + 0.04 log2(epochs / 5), between 1 and 1.15, and by
+  0.16 (change - 1) log2(epochs) more, up to 1.3, `change` being how much the text changes on the way; by 1 + 0.07
+  log2(epochs), at most 1.15, where that is more and a quarter of the characters are digits. A text is read 100 times
+  at most.
 - 12 lanes of 64 tokens, 16 where C is above 3e14: a short run wants steps (at 2e13 operations 12 lanes cost 0.05
   nats per character less than 24, for 15 % fewer tokens a second). Short texts have fewer.
 - Averaging spans a twelfth of the run. Above 12 epochs it spans a quarter, the learning rate ends at a fifth, and
@@ -67,7 +69,7 @@ class Proposal:
 
 def propose(
     seconds: float, chars: int, peak: float, fixed: Mapping[str, Any], lengths: Mapping[int, float] = ENGLISH,
-    digits: float = 0.0,
+    digits: float = 0.0, change: float = 1.0,
 ) -> Proposal:  # fmt: skip
     """Chooses everything but the number of steps.
 
@@ -78,6 +80,7 @@ def propose(
         fixed: settings that the user made; they stand.
         lengths: characters of this text per token, by size of the vocabulary.
         digits: how many of its characters are digits, as a share.
+        change: how much it changes on the way, as `change` tells.
     """
     suitable, why = vocabulary(chars, lengths)
     vocab = int(fixed.get("vocab_size", suitable))
@@ -100,7 +103,7 @@ def propose(
     train = {"batch_size": batch, "seq_len": length, "lr": lr, **kept.train}
     development = epochs > _MOST_EPOCHS_WITHOUT_DEVELOPMENT
     return Proposal(
-        model, train, development, tokens_read, temperature(epochs, digits, fixed), why, borne < affordable
+        model, train, development, tokens_read, temperature(epochs, digits, change, fixed), why, borne < affordable
     )
 
 
@@ -138,15 +141,16 @@ def regularisation(steps: float, epochs: float, params_per_token: float, words: 
     )
 
 
-def temperature(epochs: float, digits: float, fixed: Iterable[str]) -> float:
+def temperature(epochs: float, digits: float, change: float, fixed: Iterable[str]) -> float:
     """What to divide the logits of the finished model by where no development part can tell.
 
     Args:
         epochs: of the run.
         digits: share of the characters of the text.
+        change: of the text, as `change` tells.
         fixed: names of settings that the user made.
     """
-    return _temperature(epochs, digits) if _REGULARISATION.isdisjoint(fixed) else 1.0
+    return _temperature(epochs, digits, change) if _REGULARISATION.isdisjoint(fixed) else 1.0
 
 
 def _dropout(epochs: float, params_per_token: float, words: bool) -> float:
@@ -156,10 +160,13 @@ def _dropout(epochs: float, params_per_token: float, words: bool) -> float:
     return round(min(read, borne, _MOST_DROPOUT), 3)
 
 
-def _temperature(epochs: float, digits: float) -> float:
-    """Networks grow too sure of what they read often, by this much with the dropout above, and of numbers sooner."""
-    sure = 0.07 * math.log2(max(1.0, epochs)) if digits >= _MANY_DIGITS else 0.04 * math.log2(max(1.0, epochs / 5))
-    return round(min(1.15, 1 + sure), 2)
+def _temperature(epochs: float, digits: float, change: float) -> float:
+    """Networks grow too sure of what they read often, of numbers sooner, and of what does not go on as it was."""
+    read = math.log2(max(1.0, epochs))
+    by_heart = min(0.15, 0.04 * math.log2(max(1.0, epochs / 5)))
+    of_numbers = min(0.15, 0.07 * read) if digits >= _MANY_DIGITS else 0.0
+    of_the_old = 0.16 * (max(1.0, change) - 1) * read
+    return round(1 + min(_MOST_SURE, max(by_heart + of_the_old, of_numbers)), 2)
 
 
 # Settings of the user under which another temperature may be right.
@@ -169,6 +176,7 @@ _REGULARISATION = frozenset(
 # Share of the characters. Numbers that nothing foretells are learnt by heart: after 14 epochs of a table of places the
 # loss is 1.496, divided by 1.06 1.484, by 1.15 1.473; after 5 of one of countries by years 2.31, and by 1.15 2.22.
 _MANY_DIGITS = 1 / 4
+_MOST_SURE = 0.3  # the highest that was measured
 LEAST_VOCABULARY = 320
 # With 512 ids instead of 320 the tokens of prose, verse and code are 1.31 to 1.6 times as long, those of a table and
 # of music 1.10 and 1.13 times.
@@ -435,6 +443,31 @@ def _counts(keys: NDArray[np.int64], values: NDArray[np.int64], query: NDArray[n
     """The value of each number that is asked for, 0 where it is no key; keys are sorted."""
     places = np.minimum(np.searchsorted(keys, query), len(keys) - 1)
     return np.where(keys[places] == query, values[places], 0)
+
+
+def change(ids_N: Ids, vocab: int) -> float:
+    """How much a text changes on the way: what a tenth of it costs where it is left out as a whole, over what it costs
+    where it is left out in small pieces from everywhere; both by the counts of `anchor`.
+
+    1 is a text that is the same everywhere (1.04 Tiny Shakespeare, 1.12 articles, 1.3 files of code, 1.4 a table that
+    is sorted by country). A network is too sure of what does not go on as it was.
+
+    Args:
+        ids_N: ids of the text, or of some stretches of it.
+        vocab: number of ids.
+    """
+    place_N = np.arange(len(ids_N))
+
+    def cost(held_N: NDArray[np.bool_]) -> float:
+        return anchor(ids_N[~held_N], ids_N[held_N], vocab, int(held_N.sum()))
+
+    if len(ids_N) < _LEAST_CHANGING:
+        return 1.0
+    tenths = [cost(place_N * _PARTS // len(ids_N) == part) for part in range(_PARTS)]
+    return float(np.mean(tenths)) / cost(place_N // _PIECE % _PARTS == _PARTS // 2)
+
+
+_PARTS, _PIECE, _LEAST_CHANGING = 10, 300, 10_000  # parts; tokens of a piece, and of a text that can tell
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is 
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
 _MEASURED_CHARS, _MEASURED_DOCUMENTS = 500_000, 4096  # for the length of tokens
+_CHANGE_IDS = 512
 _COUNTED_CHARS = 100_000  # for the share of digits
 
 
@@ -60,7 +61,7 @@ class Plan:
         self._why_vocabulary, self._has_words = "", True
         self._asked: frozenset[str] = frozenset()  # settings of the network that the user made
         self._fixed: frozenset[str] = frozenset()  # these and those of the training
-        self._digits = 0.0
+        self._digits, self._change = 0.0, 1.0
 
     @property
     def most_held_out(self) -> int:
@@ -91,14 +92,14 @@ class Plan:
         self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
         lengths = autopilot.ENGLISH if initial is not None else token_lengths(corpus, name)
-        digits = self._digits = digit_share(corpus)
-        proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths, digits)
+        digits, change = self._digits, self._change = digit_share(corpus), change_of(corpus)
+        proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths, digits, change)
         sample = None
         if "sample_chars" not in for_corpus:
             sample = self._sample(corpus, proposal, name, initial)
         if sample is not None:
             for_corpus |= {"sample_chars": sample, "sample_seed": int(for_train.get("seed", 0))}
-            proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed, lengths, digits)
+            proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed, lengths, digits, change)
         self._text_bounds, self._why_vocabulary = proposal.text_bounds, proposal.why_vocabulary
         self._has_words = autopilot.has_words(chars, lengths)
         for chosen, settings in ((proposal.model, for_model), (proposal.train, for_train)):
@@ -194,7 +195,8 @@ class Plan:
         kept = autopilot.regularisation(train.steps, epochs, model.num_params / max(1, tokens), self._has_words)
         for_train = dict(kept.train)
         if not corpus.dev.num_chars:
-            for_train["calibration_temperature"] = autopilot.temperature(epochs, self._digits, self._fixed)
+            sure = autopilot.temperature(epochs, self._digits, self._change, self._fixed)
+            for_train["calibration_temperature"] = sure
         return (
             model.replace(**{name: value for name, value in kept.model.items() if name not in self._fixed}),
             train.replace(**{name: value for name, value in for_train.items() if name not in self._fixed}),
@@ -273,6 +275,14 @@ def digit_share(corpus: Corpus) -> float:
     documents = corpus.excerpt(_COUNTED_CHARS)
     counted = "".join(text[: 1 + _COUNTED_CHARS // len(documents)] for text in documents)
     return sum(map(str.isdigit, counted)) / max(1, len(counted))
+
+
+def change_of(corpus: Corpus) -> float:
+    """How much a training text changes on the way, as `autopilot.change` tells by stretches from all of it."""
+    documents = corpus.excerpt(_MEASURED_CHARS)
+    tokenizer = BPETokenizer.train(documents, _CHANGE_IDS)
+    ids = [tokenizer.encode(text) for text in documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]]
+    return autopilot.change(np.concatenate(ids), _CHANGE_IDS)
 
 
 def anchor_of(corpus: Corpus, tokenizer: Tokenizer, vocab: int) -> float:
