@@ -137,6 +137,7 @@ def test_change_is_what_a_part_costs_as_a_whole_over_what_it_costs_in_pieces():
     expected = sum(whole) / 10 / anchor(rest, left_out, 44, len(left_out))
     assert change(ids, 44) == pytest.approx(expected) and expected > 1.2
     assert change(ids[:9_999], 44) == 1.0  # too short to tell
+    assert change(np.ones(400_000, np.int32), 44) == 1.0  # nothing costs anything
 
 
 @pytest.mark.parametrize(

@@ -464,7 +464,8 @@ def change(ids_N: Ids, vocab: int) -> float:
     if len(ids_N) < _LEAST_CHANGING:
         return 1.0
     tenths = [cost(place_N * _PARTS // len(ids_N) == part) for part in range(_PARTS)]
-    return float(np.mean(tenths)) / cost(place_N // _PIECE % _PARTS == _PARTS // 2)
+    pieces = cost(place_N // _PIECE % _PARTS == _PARTS // 2)
+    return float(np.mean(tenths)) / pieces if pieces > 0 else 1.0  # what repeats itself for ever costs nothing
 
 
 _PARTS, _PIECE, _LEAST_CHANGING = 10, 300, 10_000  # parts; tokens of a piece, and of a text that can tell
