@@ -29,10 +29,11 @@ def rule_table() -> list[str]:
     ]
     for minutes in MINUTES:
         for chars in CHARS:
-            proposal = autopilot.propose(0.85 * 60 * minutes, chars, PEAK, {})
+            text = autopilot.Text(chars)
+            proposal = autopilot.propose(0.85 * 60 * minutes, text, PEAK, {})
             model, train = proposal.model, proposal.train
             H, V = model["hidden_size"], model["vocab_size"]
-            tokens = chars / autopilot.chars_per_token(V)
+            tokens = text.tokens(V)
             epochs = proposal.tokens_read / tokens
             told = CorpusConfig.dev_fraction * tokens >= FITTED_FROM
             drops = (model[f"{name}_dropout"] for name in ("embed", "input", "layer", "output", "weight"))

@@ -10,7 +10,6 @@ import operator
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,10 +19,8 @@ from textlstm.autopilot import (
     LAW,
     USUAL_SHARE,
     Proposal,
+    Text,
     _soft_minimum,
-    anchor,
-    change,
-    chars_per_token,
     merge_dropout,
     most_held_out,
     predict,
@@ -53,7 +50,7 @@ def configs(proposal) -> tuple[ModelConfig, TrainConfig]:
 @RULE
 @given(MINUTES, CHARS, PEAK, LENGTHS)
 def test_proposals_are_legal_and_sensible(minutes, chars, peak, lengths):
-    model, train = configs(propose(60 * minutes, chars, peak, {}, lengths))
+    model, train = configs(propose(60 * minutes, Text(chars, lengths), peak, {}))
     assert 320 <= model.vocab_size <= 4096
     assert 128 <= model.hidden_size <= 1536 and model.hidden_size % 64 == 0
     assert model.embed_size == model.hidden_size
@@ -68,7 +65,7 @@ def test_proposals_are_legal_and_sensible(minutes, chars, peak, lengths):
 @given(MINUTES, MINUTES, CHARS, PEAK, LENGTHS)
 def test_more_time_never_gives_a_smaller_model(one, other, chars, peak, lengths):
     short, long = sorted((one, other))
-    smaller, larger = (propose(60 * m, chars, peak, {}, lengths) for m in (short, long))
+    smaller, larger = (propose(60 * m, Text(chars, lengths), peak, {}) for m in (short, long))
     assert smaller.model["hidden_size"] <= larger.model["hidden_size"]
     assert smaller.train["lr"] >= larger.train["lr"]
     assert smaller.model["vocab_size"] == larger.model["vocab_size"]  # it follows from the text alone
@@ -77,14 +74,14 @@ def test_more_time_never_gives_a_smaller_model(one, other, chars, peak, lengths)
 @RULE
 @given(MINUTES, CHARS, PEAK)
 def test_time_and_speed_are_worth_the_same(minutes, chars, peak):
-    assert propose(120 * minutes, chars, peak, {}) == propose(60 * minutes, chars, 2 * peak, {})
+    assert propose(120 * minutes, Text(chars), peak, {}) == propose(60 * minutes, Text(chars), 2 * peak, {})
 
 
 @RULE
 @given(CHARS, CHARS, LENGTHS)
 def test_more_text_never_gives_a_smaller_vocabulary_or_batch(one, other, lengths):
     short, long = sorted((one, other))
-    smaller, larger = (propose(600, chars, 1e11, {}, lengths) for chars in (short, long))
+    smaller, larger = (propose(600, Text(chars, lengths), 1e11, {}) for chars in (short, long))
     assert smaller.model["vocab_size"] <= larger.model["vocab_size"]
 
 
@@ -93,7 +90,7 @@ def test_more_text_never_gives_a_smaller_vocabulary_or_batch(one, other, lengths
     [(100, 512), (719_999, 512), (720_000, 1024), (2_799_999, 1024), (2_800_000, 2048), (28_800_000, 4096)],
 )
 def test_vocabulary_follows_the_text(chars, vocab):
-    assert propose(180, chars, 1e11, {}).model["vocab_size"] == vocab
+    assert propose(180, Text(chars), 1e11, {}).model["vocab_size"] == vocab
 
 
 @pytest.mark.parametrize(
@@ -121,23 +118,7 @@ def test_vocabulary_follows_the_text(chars, vocab):
     ],
 )
 def test_vocabulary_follows_what_it_does_to_the_tokens(chars, lengths, vocab):
-    assert propose(180, chars, 1e11, {}, lengths).model["vocab_size"] == vocab
-
-
-def test_change_is_what_a_part_costs_as_a_whole_over_what_it_costs_in_pieces():
-    draw = np.random.default_rng(0)
-    same = draw.integers(0, 40, 20_000).astype(np.int32)
-    assert change(same, 40) == pytest.approx(1, abs=0.02)
-    parts = [same[2000 * k : 2000 * (k + 1)] % 8 + 4 * k for k in range(10)]  # each shares half of its ids
-    ids = np.concatenate(parts)
-    whole = [anchor(np.concatenate(parts[:k] + parts[k + 1 :]), parts[k], 44, 2000) for k in range(10)]
-    pieces = [ids[start : start + 300] for start in range(0, 20_000, 300)]
-    rest = np.concatenate([piece for k, piece in enumerate(pieces) if k % 10 != 5])
-    left_out = np.concatenate(pieces[5::10])
-    expected = sum(whole) / 10 / anchor(rest, left_out, 44, len(left_out))
-    assert change(ids, 44) == pytest.approx(expected) and expected > 1.2
-    assert change(ids[:9_999], 44) == 1.0  # too short to tell
-    assert change(np.ones(400_000, np.int32), 44) == 1.0  # nothing costs anything
+    assert propose(180, Text(chars, lengths), 1e11, {}).model["vocab_size"] == vocab
 
 
 @pytest.mark.parametrize(
@@ -148,29 +129,29 @@ def test_change_is_what_a_part_costs_as_a_whole_over_what_it_costs_in_pieces():
     ],
 )  # fmt: skip
 def test_logits_are_divided_by_more_where_a_text_changes_on_the_way(epochs, digits, changes, expected):
-    assert temperature(epochs, digits, changes, ()) == expected
+    assert temperature(epochs, Text(10**6, ENGLISH, digits, changes), ()) == expected
 
 
 def test_why_a_vocabulary_was_chosen():
     chinese = {320: 0.5, 512: 0.66, 1024: 0.86, 2048: 1.03, 4096: 1.16}
-    assert vocabulary(175_000, chinese) == (2048, "fewer ids make tokens of less than a character")
-    assert vocabulary(10**7, chinese) == (2048, "suits 10,000,000 characters")
-    assert vocabulary(1_000_000) == (1024, "suits 1,000,000 characters")
+    assert vocabulary(Text(175_000, chinese)) == (2048, "fewer ids make tokens of less than a character")
+    assert vocabulary(Text(10**7, chinese)) == (2048, "suits 10,000,000 characters")
+    assert vocabulary(Text(1_000_000)) == (1024, "suits 1,000,000 characters")
     table = {320: 1.1, 512: 1.2, 1024: 1.3, 2048: 1.4, 4096: 1.5}
-    assert vocabulary(1_000_000, table) == (320, "more ids would hardly make its tokens longer")
+    assert vocabulary(Text(1_000_000, table)) == (320, "more ids would hardly make its tokens longer")
 
 
 def test_a_text_of_short_tokens_has_more_of_them():
     """What the rule knows of epochs and of parameters per token is of the tokens of this text."""
     short = {320: 0.75, 512: 1.0, 1024: 1.2, 2048: 1.4, 4096: 1.6}
-    twice, once = (propose(170, chars, 1e11, {}, lengths) for chars, lengths in ((100_000, short), (200_000, ENGLISH)))
+    twice, once = (propose(170, text, 1e11, {}) for text in (Text(100_000, short), Text(200_000, ENGLISH)))
     assert (twice.model, twice.train) == (once.model, once.train)
-    assert propose(170, 200_000, 1e11, {}, short).model["input_dropout"] < once.model["input_dropout"]
+    assert propose(170, Text(200_000, short), 1e11, {}).model["input_dropout"] < once.model["input_dropout"]
 
 
 def test_size_is_the_nearest_to_the_compute():
     # C = 170 s x 112 GFLOP/s x 0.6; wanted P = sqrt(C / 7.2) = 1.26 M; 16 H^2 + 1024 H is nearest at H = 256
-    model = propose(170, 1_000_000, 112e9, {}).model
+    model = propose(170, Text(1_000_000), 112e9, {}).model
     wanted = math.sqrt(170 * 112e9 * 0.6 / 7.2)  # far below the 7.5 M that this text bears
     widths = (128, *range(192, 1025, 64), 1280, 1536)
     nearest = min(widths, key=lambda h: abs(math.log((16 * h * h + 1024 * h) / wanted)))
@@ -181,7 +162,7 @@ def test_size_is_the_nearest_to_the_compute():
 @given(MINUTES, CHARS, PEAK, st.sampled_from([32, 200, 777, 2048]), st.sampled_from([300, 1000, 8000]))
 def test_fixed_settings_stand(minutes, chars, peak, hidden, vocab):
     fixed = {"hidden_size": hidden, "vocab_size": vocab}
-    proposal = propose(60 * minutes, chars, peak, fixed)
+    proposal = propose(60 * minutes, Text(chars), peak, fixed)
     model, train = configs(proposal)
     assert (model.hidden_size, model.vocab_size) == (hidden, vocab)
     # the rest follows what was fixed
@@ -194,21 +175,21 @@ def test_fixed_settings_stand(minutes, chars, peak, hidden, vocab):
 def test_more_epochs_never_mean_less_dropout(chars, peak):
     fixed = {"hidden_size": 256}
     for name in ("input_dropout", "embed_dropout", "layer_dropout", "output_dropout"):
-        dropouts = [propose(60 * m, chars, peak, fixed).model[name] for m in (1, 3, 10, 30, 100)]
+        dropouts = [propose(60 * m, Text(chars), peak, fixed).model[name] for m in (1, 3, 10, 30, 100)]
         assert dropouts == sorted(dropouts)
 
 
 def test_dropout_of_a_text_read_many_times():
-    assert propose(60, 10**9, 1e11, {}).model["input_dropout"] == 0
-    assert propose(36_000, 10_000, 1e12, {}).model["input_dropout"] == pytest.approx(0.33, abs=0.01)
-    assert propose(36_000, 10_000, 1e12, {"hidden_size": 512}).model["input_dropout"] == 0.45
+    assert propose(60, Text(10**9), 1e11, {}).model["input_dropout"] == 0
+    assert propose(36_000, Text(10_000), 1e12, {}).model["input_dropout"] == pytest.approx(0.33, abs=0.01)
+    assert propose(36_000, Text(10_000), 1e12, {"hidden_size": 512}).model["input_dropout"] == 0.45
 
 
 def epochs(operations: float, chars: int, hidden: int, vocab: int) -> tuple[float, Proposal]:
     """Passes over a text, and what is proposed for it."""
     fixed = {"hidden_size": hidden, "vocab_size": vocab}
-    proposal = propose(operations / USUAL_SHARE, chars, 1.0, fixed)
-    return proposal.tokens_read / (chars / chars_per_token(vocab)), proposal
+    proposal = propose(operations / USUAL_SHARE, Text(chars), 1.0, fixed)
+    return proposal.tokens_read / Text(chars).tokens(vocab), proposal
 
 
 @pytest.mark.parametrize(
@@ -236,7 +217,7 @@ def test_dropouts_where_they_were_measured(operations, chars, hidden, vocab, pas
 )
 def test_dropouts_of_tables_and_music(chars, lengths, dropout):
     """2.2e13 operations: 0.05, 0.1 and 0.195 of airports were tried, 0.05 and 0.1 of airs; 0.1 was best in both."""
-    proposal = propose(2.2e13 / USUAL_SHARE, chars, 1.0, {}, {1024: 1.6, 2048: 1.7, 4096: 1.8} | lengths)
+    proposal = propose(2.2e13 / USUAL_SHARE, Text(chars, {1024: 1.6, 2048: 1.7, 4096: 1.8} | lengths), 1.0, {})
     assert (proposal.model["vocab_size"], proposal.model["hidden_size"]) == (320, 320)
     assert proposal.model["input_dropout"] == pytest.approx(dropout, abs=0.005)
 
@@ -248,19 +229,21 @@ def test_temperatures_where_they_were_measured():
         (2.0e12, 903_469, 128, 1024, 1.0),
     ):  # fmt: skip
         assert epochs(operations, chars, hidden, vocab)[1].temperature == pytest.approx(measured, abs=0.035)
-    tables = [propose(180, 300_000, 1e11, {}, ENGLISH, digits).temperature for digits in (0.0, 0.24, 0.25, 0.9)]
+    tables = [propose(180, Text(300_000, digits=digits), 1e11, {}).temperature for digits in (0.0, 0.24, 0.25, 0.9)]
     assert tables[0] == tables[1] < tables[2] == tables[3] == 1.15
-    assert [propose(180, chars, 1e11, {}, ENGLISH, 0.9).temperature for chars in (10**8, 1_500_000)] == [1, 1.08]
-    assert propose(180, 300_000, 1e11, {"layer_dropout": 0.2}, ENGLISH, 0.9).temperature == 1
-    assert propose(3600, 1_000_000, 4e11, {"output_dropout": 0.5}).temperature == 1  # another network's
+    assert [propose(180, Text(chars, digits=0.9), 1e11, {}).temperature for chars in (10**8, 1_500_000)] == [1, 1.08]
+    assert propose(180, Text(300_000, digits=0.9), 1e11, {"layer_dropout": 0.2}).temperature == 1
+    assert propose(3600, Text(1_000_000), 4e11, {"output_dropout": 0.5}).temperature == 1  # another network's
     assert epochs(1e15, 133_633, 320, 512)[1].temperature == 1.15  # after a hundred passes, and no more was measured
 
 
 def test_no_wider_than_the_text_bears():
     """A hundred minutes of two cores on a million characters: 2 x 640, and no wider with ten times the time."""
-    widths = [propose(60 * minutes, 1_003_854, 4e11, {}).model["hidden_size"] for minutes in (3, 30, 100, 600, 6000)]
+    widths = [
+        propose(60 * minutes, Text(1_003_854), 4e11, {}).model["hidden_size"] for minutes in (3, 30, 100, 600, 6000)
+    ]
     assert widths == sorted(widths) and widths[2] == widths[4] == 640 and widths[0] == 384
-    assert propose(6000, 10**9, 4e11, {}).model["hidden_size"] == 832  # where there is text, time decides
+    assert propose(6000, Text(10**9), 4e11, {}).model["hidden_size"] == 832  # where there is text, time decides
 
 
 @RULE
@@ -300,17 +283,17 @@ def test_one_step_where_none_fits():
 
 
 def test_short_runs_read_12_lanes_and_long_ones_16():
-    lanes = [propose(60 * minutes, 1_000_000, 4e11, {}).train["batch_size"] for minutes in (1, 3, 10, 30, 300)]
+    lanes = [propose(60 * minutes, Text(1_000_000), 4e11, {}).train["batch_size"] for minutes in (1, 3, 10, 30, 300)]
     assert lanes == [12, 12, 12, 16, 16]
-    assert propose(60 * 300, 9_000, 4e11, {}).train["batch_size"] == 4  # a short text has no room for more
+    assert propose(60 * 300, Text(9_000), 4e11, {}).train["batch_size"] == 4  # a short text has no room for more
 
 
 def test_development_part_only_where_a_text_is_read_often():
     """A million characters in half an hour are read a few dozen times; ten thousand are read a hundred times."""
-    assert not propose(60 * 3, 1_000_000, 4e11, {}).development
-    assert not propose(60 * 30, 1_000_000, 4e11, {}).development
-    assert propose(60 * 3, 10_000, 4e11, {}).development
-    read = 6 * (1_000_000 / chars_per_token(1024)) * (16 * 320**2 + 1024 * 320)  # operations of one pass
+    assert not propose(60 * 3, Text(1_000_000), 4e11, {}).development
+    assert not propose(60 * 30, Text(1_000_000), 4e11, {}).development
+    assert propose(60 * 3, Text(10_000), 4e11, {}).development
+    read = 6 * Text(1_000_000).tokens(1024) * (16 * 320**2 + 1024 * 320)  # operations of one pass
     assert [epochs(n * read, 1_000_000, 320, 1024)[1].development for n in (59, 61)] == [False, True]
 
 
@@ -327,7 +310,7 @@ def test_merges_fall_where_a_text_is_read_often_or_its_tokens_are_rare():
 @pytest.mark.parametrize(("passes", "share", "lr_final"), [(11.8, 1 / 12, 0.0), (12.2, 1 / 4, 0.2), (25, 1 / 4, 0.2)])
 def test_a_text_that_is_read_often_has_a_long_average_and_a_rate_that_ends_above_0(passes, share, lr_final):
     """The decay is that of an average over this share of the steps."""
-    tokens = 1_000_000 / chars_per_token(1024)
+    tokens = Text(1_000_000).tokens(1024)
     operations = 6 * passes * tokens * (16 * 320**2 + 1024 * 320)
     found, proposal = epochs(operations, 1_000_000, 320, 1024)
     steps = proposal.tokens_read / (proposal.train["batch_size"] * proposal.train["seq_len"])
@@ -372,38 +355,6 @@ def test_more_training_never_promises_more_loss(one, other, tokens, hard):
     assert predict(more, tokens, hard) > 0.79 * hard
 
 
-def witten_bell(train: list[int], context: tuple[int, ...], token: int, vocab: int) -> float:
-    """The probability of a token after a context, straight from the definition."""
-    shorter = 1 / vocab if context == () else None
-    n = len(context)
-    followers = [train[i + n] for i in range(len(train) - n) if tuple(train[i : i + n]) == context]
-    lower = shorter if shorter is not None else witten_bell(train, context[1:], token, vocab)
-    if not followers:
-        return lower
-    kinds = len(set(followers))
-    return (followers.count(token) + kinds * lower) / (len(followers) + kinds)
-
-
-@given(
-    st.integers(2, 5).flatmap(
-        lambda v: st.tuples(
-            st.just(v),
-            st.lists(st.integers(0, v - 1), min_size=3, max_size=60),
-            st.lists(st.integers(0, v - 1), min_size=3, max_size=20),
-        )
-    )
-)
-def test_the_anchor_is_an_interpolated_trigram_model(case):
-    vocab, train, held_out = case
-    costs = [
-        -math.log(witten_bell(train, tuple(held_out[i - 2 : i]), held_out[i], vocab)) for i in range(2, len(held_out))
-    ]
-    total = sum(witten_bell(train, tuple(held_out[:2]), token, vocab) for token in range(vocab))
-    assert total == pytest.approx(1)
-    found = anchor(np.array(train, dtype=np.int32), np.array(held_out, dtype=np.int32), vocab, 7)
-    assert found == pytest.approx(sum(costs) / len(costs) * len(held_out) / 7)
-
-
 def test_held_out_texts_are_bounded_where_time_is_short():
     steps = [most_held_out(60 * minutes, 4e11) for minutes in (0.5, 3, 10, 30, 100, 600)]
     assert steps == sorted(steps) and steps[0] == 200_000 and steps[-1] == 2_000_000
@@ -413,5 +364,5 @@ def test_held_out_texts_are_bounded_where_time_is_short():
 @RULE
 @given(MINUTES, CHARS, PEAK)
 def test_no_text_is_read_more_than_a_hundred_times(minutes, chars, peak):
-    proposal = propose(60 * minutes, chars, peak, {})
-    assert proposal.tokens_read <= 100.001 * max(1, chars / chars_per_token(proposal.model["vocab_size"]))
+    proposal = propose(60 * minutes, Text(chars), peak, {})
+    assert proposal.tokens_read <= 100.001 * max(1, Text(chars).tokens(proposal.model["vocab_size"]))

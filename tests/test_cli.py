@@ -637,7 +637,7 @@ def test_help_of_train_has_headings(run):
 
 def test_help_tells_what_minutes_plan():
     """The fields that are marked as planned are those that the rule chooses, here for a text that is read often."""
-    proposal = autopilot.propose(6000, 1_000_000, 4e11, {})
+    proposal = autopilot.propose(6000, autopilot.Text(1_000_000), 4e11, {})
     for config, chosen in ((ModelConfig, {*proposal.model}), (TrainConfig, {*proposal.train, "merge_dropout"})):
         assert {field.name for field in dataclasses.fields(config) if field.metadata.get("planned")} == chosen
     (option,) = (option for option in cli.cli.commands["train"].params if option.name == "hidden_size")

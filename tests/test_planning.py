@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textlstm import planning
-from textlstm.autopilot import ENGLISH, Timetable, pace
+from textlstm import appraisal, planning
+from textlstm.autopilot import ENGLISH, Text, Timetable, pace
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
-from textlstm.corpus import Rows, read_corpus, steps_per_epoch
+from textlstm.corpus import read_corpus, steps_per_epoch
 from textlstm.errors import Interrupted, RunError
 from textlstm.model_file import read_model
 from textlstm.planning import Plan, lighter
 from textlstm.run import Request, Setup, split_settings, train
-from textlstm.tokenizer import BPETokenizer, ByteTokenizer
+from textlstm.tokenizer import ByteTokenizer
 from textlstm.trainer import Callbacks, Look, StepReport, Trainer, is_out_of_memory
 from textlstm.trainer.distributed import Group
 from textlstm.view import View
@@ -133,13 +133,11 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
         machine.work(2 * tokens * machine.token(model, lanes))
         return machine.token(model, lanes)
 
-    def lengths(corpus, tokenizer):
-        machine.work(0.7)
-        return planning.autopilot.ENGLISH
+    def appraise(corpus, own):
+        machine.work(1.4)
+        return Text(corpus.train.num_chars)
 
-    monkeypatch.setattr(planning, "token_lengths", lengths)
-    monkeypatch.setattr(planning, "digit_share", lambda corpus: 0.0)
-    monkeypatch.setattr(planning, "change_of", lambda corpus: machine.work(0.7) or 1.0)
+    monkeypatch.setattr(planning, "appraise", appraise)
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: machine.now))
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: machine.work(0.3) and peak)
     monkeypatch.setattr(planning, "measure_step", measured)
@@ -358,7 +356,7 @@ def test_merges_fall_where_the_rule_says_and_there_are_some(book, tmp_path, monk
 def test_the_rule_divides_logits_where_no_development_part_tells(book, monkeypatch, peak, settings, temperature):
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: peak)
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: 0.0))
-    monkeypatch.setattr(planning, "token_lengths", lambda corpus, tokenizer: planning.autopilot.ENGLISH)
+    monkeypatch.setattr(appraisal, "token_lengths", lambda corpus: ENGLISH)
     for_corpus, for_model, for_train = split_settings({"hidden_size": 256, **settings})
     corpus = read_corpus([str(book)], CorpusConfig.from_dict(for_corpus))
     Plan(0.5, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
@@ -390,48 +388,6 @@ def test_regularisation_follows_the_steps_that_were_counted(book, monkeypatch, a
     assert train.calibration_temperature == wanted
 
 
-VARIED = "".join(f"{k * 7919 % 1009} of the {k * k % 499}th inn by the sea\n" for k in range(4000))
-
-
-@pytest.mark.parametrize("most", [1000, 500_000])
-def test_lengths_of_tokens_are_those_that_each_vocabulary_gives(tmp_path, monkeypatch, most):
-    (tmp_path / "book.txt").write_text(VARIED)
-    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_chars=1000, dev_fraction=0.0))
-    monkeypatch.setattr(planning, "_MEASURED_CHARS", most)
-    documents = corpus.excerpt(most)
-    assert (
-        0.9 * min(most, corpus.train.num_chars) <= sum(map(len, documents)) <= 1.1 * min(most, corpus.train.num_chars)
-    )
-    assert planning.token_lengths(corpus, "bpe") == {
-        size: sum(map(len, documents)) / sum(1 + len(trained.encode(text)) for text in documents)
-        for size in (320, 512, 1024, 2048, 4096)
-        for trained in [BPETokenizer.train(documents, size)]
-    }
-
-
-def test_lengths_of_the_tokens_of_many_documents_are_those_of_some(monkeypatch):
-    """Every third row is counted, each with its boundary."""
-    rows = [{"text": f"{k % 89} inns, {k % 7} lamps"} for k in range(600)]
-    corpus = read_corpus([Rows(rows)], CorpusConfig(val_chars=100, dev_fraction=0.0))
-    monkeypatch.setattr(planning, "_MEASURED_DOCUMENTS", 250)
-    documents = corpus.excerpt(500_000)
-    assert len(documents) > 500
-    trained = BPETokenizer.train(documents, 320)
-    counted = documents[::3]
-    found = planning.token_lengths(corpus, "bpe")[320]
-    assert found == sum(map(len, counted)) / sum(1 + len(trained.encode(row)) for row in counted)
-
-
-def test_the_share_of_digits_is_told_by_all_of_a_text(tmp_path):
-    """An index of numbers at the end of a book; of many rows all."""
-    (tmp_path / "book.txt").write_text("abcdefghi\n" * 50_000 + "12345678\n" * 12_000)
-    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_fraction=0.0, dev_fraction=0.0))
-    assert planning.digit_share(corpus) == pytest.approx(96 / 608, abs=0.02)
-    rows = [{"text": "12x" if k % 2 else "abc456"} for k in range(4000)]
-    corpus = read_corpus([Rows(rows)], CorpusConfig(val_chars=100, dev_fraction=0.0))
-    assert planning.digit_share(corpus) == pytest.approx(5 / 9, abs=0.01)
-
-
 @pytest.mark.parametrize("many", [False, True])
 def test_numbers_are_calibrated_more(tmp_path, monkeypatch, many):
     (tmp_path / "rows.csv.txt").write_text("".join(f"{'12345' if many else '12'},abcdefghij\n" for _ in range(20_000)))
@@ -439,7 +395,7 @@ def test_numbers_are_calibrated_more(tmp_path, monkeypatch, many):
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     for_corpus, for_model, for_train = split_settings({})
     corpus = read_corpus([str(tmp_path / "rows.csv.txt")], CorpusConfig())
-    assert planning.digit_share(corpus) == pytest.approx(5 / 17 if many else 2 / 14, abs=1e-3)
+    assert appraisal.digit_share(corpus) == pytest.approx(5 / 17 if many else 2 / 14, abs=1e-3)
     Plan(1, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
     assert (for_train["calibration_temperature"] == 1.15) == many
 
@@ -452,17 +408,12 @@ def test_an_excerpt_is_spread_over_the_text(tmp_path):
     assert min(numbers) < 17_000 and any(20_000 < k < 30_000 for k in numbers) and max(numbers) > 45_000
 
 
-def test_only_an_own_vocabulary_is_measured(book):
-    corpus = read_corpus([str(book)], CorpusConfig())
-    assert all(planning.token_lengths(corpus, name) is ENGLISH for name in ("byte", "char", "gpt2", "gpt2-pruned"))
-
-
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize(("settings", "vocab"), [({}, 320), ({"vocab_size": 777}, 777)])
 def test_a_plan_takes_the_vocabulary_that_the_lengths_ask_for(tmp_path, monkeypatch, settings, vocab, sampled):
     lengths = {320: 1.2, 512: 1.3, 1024: 1.35, 2048: 1.4, 4096: 1.45}
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
-    monkeypatch.setattr(planning, "token_lengths", lambda corpus, tokenizer: lengths)
+    monkeypatch.setattr(appraisal, "token_lengths", lambda corpus: lengths)
     monkeypatch.setattr(planning.autopilot, "sample_size", lambda *known: 1_900_000 if sampled else None)
     (tmp_path / "book.txt").write_text(PLAIN * 11)
     for_corpus, for_model, for_train = split_settings({"val_chars": 100, **settings})

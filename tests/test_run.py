@@ -561,7 +561,7 @@ def test_numbers_that_are_not_finite_are_null_in_the_log(book, tmp_path, monkeyp
 def alike(monkeypatch):
     """Has two runs with the same minutes choose the same, however fast the machine seems to be in each."""
     propose = autopilot.propose
-    monkeypatch.setattr("textlstm.autopilot.propose", lambda s, chars, peak, *rest: propose(1.0, chars, 1e9, *rest))
+    monkeypatch.setattr("textlstm.autopilot.propose", lambda s, text, peak, fixed: propose(1.0, text, 1e9, fixed))
 
 
 @pytest.mark.parametrize("stops", [(), (5,), (13,), (5, 33)])

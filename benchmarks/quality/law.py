@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sweep import tuning_text
 
 from textlstm import autopilot
+from textlstm.appraisal import anchor_of, appraise
 from textlstm.config import CorpusConfig, ModelConfig
 from textlstm.corpus import Corpus, read_corpus
-from textlstm.planning import anchor_of, change_of, digit_share, token_lengths
 from textlstm.tokenizer import make_tokenizer
 
 RESULTS = Path(__file__).parents[1] / "results" / "law.jsonl"
@@ -39,13 +39,12 @@ HELD_OUT = 0.1
 def run(name: str, text: Path, flops: float) -> dict[str, object]:
     """Trains one point and returns its line."""
     corpus = read_corpus([str(text)], CorpusConfig(val_fraction=HELD_OUT, dev_fraction=0.0))
-    training, lengths = corpus.train.num_chars, token_lengths(corpus, "bpe")
-    seconds, known = flops / autopilot.USUAL_SHARE, (lengths, digit_share(corpus), change_of(corpus))
-    proposal = autopilot.propose(seconds, training, 1.0, {}, *known)
+    known = appraise(corpus, own=True)
+    proposal = autopilot.propose(flops / autopilot.USUAL_SHARE, known, 1.0, {})
     model = ModelConfig.from_dict(proposal.model)
     tokens = proposal.train["batch_size"] * proposal.train["seq_len"]
     steps = max(1, round(flops / (3 * model.flops_per_token * tokens)))
-    count = training / lengths[model.vocab_size]
+    count = known.tokens(model.vocab_size)
     merges = autopilot.merge_dropout(steps * tokens / count, count / model.vocab_size)
     options = {**proposal.model, **proposal.train, "merge_dropout": merges, "steps": steps}
     options["eval_every"] = max(1, steps // 20)
@@ -57,7 +56,7 @@ def run(name: str, text: Path, flops: float) -> dict[str, object]:
         done = subprocess.run([*command, *flags], stdout=subprocess.PIPE, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     return {
-        "text": name, "chars": training, "tokens": round(count), "flops": flops, "vocab": model.vocab_size,
+        "text": name, "chars": known.chars, "tokens": round(count), "flops": flops, "vocab": model.vocab_size,
         "hidden": model.hidden_size, "steps": steps, "anchor": anchor(corpus, model.vocab_size),
         "seconds": answer["seconds"], "nats_per_char": answer["val"]["nats_per_char"],
         "model": answer["config"]["model"], "train": answer["config"]["train"],

@@ -10,7 +10,7 @@ length, `docs/log.md` has the runs):
 - V is 512, or 320 where 512 do not make tokens a fifth longer: in tables and music. It is 1024, 2048 and 4096 from
   0.3, 1 and 9 million of these tokens on, or from 25 for each id where those of half as many ids are less than a
   character, as in Chinese; each if they are a tenth longer (in tables and music a fifth) than with half as many ids.
-  How long they come out is measured (`planning.token_lengths`).
+  How long they come out is measured (`appraisal.token_lengths`).
 - H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point
   operations that the time allows (about 1.2 tokens read per parameter), and 18 N.
 - The more epochs D / N, the more regularisation: d is the lesser of 0.11 log2(epochs / 4.5) and 0.055 log2(P / N),
@@ -32,16 +32,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from textlstm.tokenizer import Ids
 
 USUAL_SHARE = 0.6  # of the peak rate that training reaches, for the first guess of the size
 ENGLISH: Mapping[int, float] = {320: 1.5, 512: 2.0, 1024: 2.4, 2048: 2.8, 4096: 3.2}  # characters per token, own BPE
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the rule knows of a training text (`appraisal` measures it).
+
+    Attributes:
+        chars: its length.
+        lengths: characters per token, by size of the vocabulary.
+        digits: how many of its characters are digits, as a share.
+        change: how much it changes on the way, as `appraisal.change` tells.
+    """
+
+    chars: int
+    lengths: Mapping[int, float] = field(default_factory=lambda: ENGLISH)
+    digits: float = 0.0
+    change: float = 1.0
+
+    @property
+    def has_words(self) -> bool:
+        """Whether letters often occur together; in tables and music they do not. Short texts pass as having them."""
+        return self.chars < _WORDS_TOLD_FROM or self.lengths[512] >= _WORDS_LONGER * self.lengths[LEAST_VOCABULARY]
+
+    def tokens(self, vocab: int) -> float:
+        """Its length in tokens, of the nearest vocabulary whose lengths are known."""
+        return self.chars / min(self.lengths.items(), key=lambda item: abs(item[0] - vocab))[1]
 
 
 @dataclass(frozen=True)
@@ -67,44 +88,37 @@ class Proposal:
     text_bounds: bool
 
 
-def propose(
-    seconds: float, chars: int, peak: float, fixed: Mapping[str, Any], lengths: Mapping[int, float] = ENGLISH,
-    digits: float = 0.0, change: float = 1.0,
-) -> Proposal:  # fmt: skip
+def propose(seconds: float, text: Text, peak: float, fixed: Mapping[str, Any]) -> Proposal:
     """Chooses everything but the number of steps.
 
     Args:
         seconds: time for training.
-        chars: length of the training text.
+        text: what is known of the training text.
         peak: the machine's rate, in floating-point operations per second.
         fixed: settings that the user made; they stand.
-        lengths: characters of this text per token, by size of the vocabulary.
-        digits: how many of its characters are digits, as a share.
-        change: how much it changes on the way, as `change` tells.
     """
-    suitable, why = vocabulary(chars, lengths)
+    suitable, why = vocabulary(text)
     vocab = int(fixed.get("vocab_size", suitable))
     operations = seconds * peak * USUAL_SHARE
-    tokens = chars / chars_per_token(vocab, lengths)
+    tokens = max(1.0, text.tokens(vocab))
     affordable, borne = math.sqrt(operations / 7.2), most_params(tokens)
     wanted = _soft_minimum(affordable, borne)
     hidden = int(fixed.get("hidden_size", min(_WIDTHS, key=lambda h: abs(math.log(_params(h, vocab) / wanted)))))
-    tokens_read = min(operations / (6 * _params(hidden, vocab)), MOST_EPOCHS * max(1.0, tokens))
-    epochs = tokens_read / max(1.0, tokens)
+    tokens_read = min(operations / (6 * _params(hidden, vocab)), MOST_EPOCHS * tokens)
+    epochs = tokens_read / tokens
     batch, length = next(
         sizes
         for most_tokens, most_operations, sizes in _BATCHES
         if tokens < most_tokens and operations <= most_operations
     )
     steps = max(1.0, tokens_read / (batch * length))
-    kept = regularisation(steps, epochs, _params(hidden, vocab) / max(1.0, tokens), has_words(chars, lengths))
+    kept = regularisation(steps, epochs, _params(hidden, vocab) / tokens, text.has_words)
     model = {"vocab_size": vocab, "embed_size": hidden, "hidden_size": hidden, **kept.model}
     lr = round(min(1e-2, 8e-3 * math.sqrt(320 / hidden)), 5)
     train = {"batch_size": batch, "seq_len": length, "lr": lr, **kept.train}
     development = epochs > _MOST_EPOCHS_WITHOUT_DEVELOPMENT
-    return Proposal(
-        model, train, development, tokens_read, temperature(epochs, digits, change, fixed), why, borne < affordable
-    )
+    sure = temperature(epochs, text, fixed)
+    return Proposal(model, train, development, tokens_read, sure, why, borne < affordable)
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,7 @@ def regularisation(steps: float, epochs: float, params_per_token: float, words: 
     Args:
         steps, epochs: of the run.
         params_per_token: parameters of the network for each token of the text.
-        words: whether the text has words (`has_words`).
+        words: whether the text has words (`Text.has_words`).
     """
     d = _dropout(epochs, params_per_token, words)
     often = epochs > _OFTEN
@@ -141,16 +155,24 @@ def regularisation(steps: float, epochs: float, params_per_token: float, words: 
     )
 
 
-def temperature(epochs: float, digits: float, change: float, fixed: Iterable[str]) -> float:
+def temperature(epochs: float, text: Text, fixed: Iterable[str]) -> float:
     """What to divide the logits of the finished model by where no development part can tell.
+
+    Networks grow too sure of what they read often, of numbers sooner, and of what does not go on as it was. With a
+    regularisation of the user's, nobody knows.
 
     Args:
         epochs: of the run.
-        digits: share of the characters of the text.
-        change: of the text, as `change` tells.
+        text: what is known of it.
         fixed: names of settings that the user made.
     """
-    return _temperature(epochs, digits, change) if _REGULARISATION.isdisjoint(fixed) else 1.0
+    if not _REGULARISATION.isdisjoint(fixed):
+        return 1.0
+    read = math.log2(max(1.0, epochs))
+    by_heart = min(0.15, 0.04 * math.log2(max(1.0, epochs / 5)))
+    of_numbers = min(0.15, 0.07 * read) if text.digits >= _MANY_DIGITS else 0.0
+    of_the_old = 0.16 * (max(1.0, text.change) - 1) * read
+    return round(1 + min(_MOST_SURE, max(by_heart + of_the_old, of_numbers)), 2)
 
 
 def _dropout(epochs: float, params_per_token: float, words: bool) -> float:
@@ -158,15 +180,6 @@ def _dropout(epochs: float, params_per_token: float, words: bool) -> float:
     read = 0.11 * math.log2(max(1.0, epochs / 4.5))
     borne = (0.055 if words else 0.03) * math.log2(max(1.0, params_per_token))
     return round(min(read, borne, _MOST_DROPOUT), 3)
-
-
-def _temperature(epochs: float, digits: float, change: float) -> float:
-    """Networks grow too sure of what they read often, of numbers sooner, and of what does not go on as it was."""
-    read = math.log2(max(1.0, epochs))
-    by_heart = min(0.15, 0.04 * math.log2(max(1.0, epochs / 5)))
-    of_numbers = min(0.15, 0.07 * read) if digits >= _MANY_DIGITS else 0.0
-    of_the_old = 0.16 * (max(1.0, change) - 1) * read
-    return round(1 + min(_MOST_SURE, max(by_heart + of_the_old, of_numbers)), 2)
 
 
 # Settings of the user under which another temperature may be right.
@@ -206,41 +219,22 @@ _BATCHES = (
 )
 
 
-def vocabulary(chars: int, lengths: Mapping[int, float] = ENGLISH) -> tuple[int, str]:
-    """How many ids suit a text, and why: more while its tokens grow, and are enough, or are parts of characters.
-
-    Args:
-        chars: length of the training text.
-        lengths: characters of it per token, by size of the vocabulary.
-    """
-    if has_words(chars, lengths):
-        vocab, longer, why = 512, _LONGER, f"suits {chars:,} characters"
+def vocabulary(text: Text) -> tuple[int, str]:
+    """How many ids suit a text, and why: more while its tokens grow, and are enough, or are parts of characters."""
+    suits = f"suits {text.chars:,} characters"
+    if text.has_words:
+        vocab, longer, why = 512, _LONGER, suits
     else:
         vocab, longer, why = LEAST_VOCABULARY, _WORDS_LONGER, "more ids would hardly make its tokens longer"
     before = 512
     for larger, wanted in _VOCABULARIES:
-        tokens, parts = chars / lengths[larger], lengths[before] < 1
+        tokens, parts = text.tokens(larger), text.lengths[before] < 1
         enough = tokens >= wanted or (parts and tokens >= _SELDOM * larger)
-        if not enough or lengths[larger] < longer * lengths[before]:
+        if not enough or text.lengths[larger] < longer * text.lengths[before]:
             break
         vocab = before = larger
-        why = "fewer ids make tokens of less than a character" if tokens < wanted else f"suits {chars:,} characters"
+        why = "fewer ids make tokens of less than a character" if tokens < wanted else suits
     return vocab, why
-
-
-def has_words(chars: int, lengths: Mapping[int, float]) -> bool:
-    """Whether letters of a text often occur together, as in words; in tables and music they do not.
-
-    Args:
-        chars: length of the text; of a short one nobody can tell, and it is taken to have words.
-        lengths: characters of it per token, by size of the vocabulary.
-    """
-    return chars < _WORDS_TOLD_FROM or lengths[512] >= _WORDS_LONGER * lengths[LEAST_VOCABULARY]
-
-
-def chars_per_token(vocab: int, lengths: Mapping[int, float] = ENGLISH) -> float:
-    """Characters per token of the nearest vocabulary whose rate is known."""
-    return min(lengths.items(), key=lambda item: abs(item[0] - vocab))[1]
 
 
 def most_params(tokens: float) -> float:
@@ -283,7 +277,7 @@ def most_held_out(seconds: float, peak: float) -> int:
         peak: the machine's rate, in floating-point operations per second.
     """
     params = math.sqrt(0.85 * seconds * peak * USUAL_SHARE / 7.2)
-    per_char = (2 * params / (_SCORING_SHARE * peak) + 2e-5) / chars_per_token(2048)
+    per_char = (2 * params / (_SCORING_SHARE * peak) + 2e-5) / ENGLISH[2048]
     return next((chars for chars in (2_000_000, 1_000_000, 500_000) if chars * per_char < seconds / 7), 200_000)
 
 
@@ -400,77 +394,6 @@ def pace(looks: Sequence[tuple[int, float]]) -> float:
     return (after - before) / (last - first)
 
 
-def anchor(train_N: Ids, held_out_M: Ids, vocab: int, chars: int) -> float:
-    """How hard a text is, told in a moment: nats per character of an n-gram model of three tokens that learns nothing.
-
-    Interpolated as Witten and Bell do (Chen and Goodman 1999, equation 2.13 and after): a context that was followed
-    by T kinds of tokens gives the shorter context the weight of T occurrences.
-
-    Args:
-        train_N: ids of some of the training text.
-        held_out_M: ids of some of the held-out text.
-        vocab: number of ids.
-        chars: length of the held-out text that these ids stand for.
-    """
-    seen, asked = train_N.astype(np.int64), held_out_M.astype(np.int64)
-    p_M = np.full(max(0, len(asked) - 2), 1 / vocab)
-    for n in (1, 2, 3):
-        kinds, counts = np.unique(_ngrams(seen, n, vocab), return_counts=True)
-        contexts, first = np.unique(kinds // vocab, return_index=True)
-        followers, totals = np.diff([*first, len(kinds)]), np.add.reduceat(counts, first)
-        looked_up = _ngrams(asked, n, vocab)[3 - n :]
-        count, followed, total = (
-            _counts(keys, values, query)
-            for keys, values, query in (
-                (kinds, counts, looked_up),
-                (contexts, followers, looked_up // vocab),
-                (contexts, totals, looked_up // vocab),
-            )
-        )
-        p_M = np.where(total > 0, (count + followed * p_M) / np.maximum(1, total + followed), p_M)
-    return float(-np.log(p_M).mean()) * len(asked) / chars
-
-
-def _ngrams(ids: NDArray[np.int64], n: int, vocab: int) -> NDArray[np.int64]:
-    """Every n successive ids as one number."""
-    found = ids[: len(ids) - n + 1]
-    for k in range(1, n):
-        found = found * vocab + ids[k : len(ids) - n + 1 + k]
-    return found
-
-
-def _counts(keys: NDArray[np.int64], values: NDArray[np.int64], query: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The value of each number that is asked for, 0 where it is no key; keys are sorted."""
-    places = np.minimum(np.searchsorted(keys, query), len(keys) - 1)
-    return np.where(keys[places] == query, values[places], 0)
-
-
-def change(ids_N: Ids, vocab: int) -> float:
-    """How much a text changes on the way: what a tenth of it costs where it is left out as a whole, over what it costs
-    where it is left out in small pieces from everywhere; both by the counts of `anchor`.
-
-    1 is a text that is the same everywhere (1.04 Tiny Shakespeare, 1.12 articles, 1.3 files of code, 1.4 a table that
-    is sorted by country). A network is too sure of what does not go on as it was.
-
-    Args:
-        ids_N: ids of the text, or of some stretches of it.
-        vocab: number of ids.
-    """
-    place_N = np.arange(len(ids_N))
-
-    def cost(held_N: NDArray[np.bool_]) -> float:
-        return anchor(ids_N[~held_N], ids_N[held_N], vocab, int(held_N.sum()))
-
-    if len(ids_N) < _LEAST_CHANGING:
-        return 1.0
-    tenths = [cost(place_N * _PARTS // len(ids_N) == part) for part in range(_PARTS)]
-    pieces = cost(place_N // _PIECE % _PARTS == _PARTS // 2)
-    return float(np.mean(tenths)) / pieces if pieces > 0 else 1.0  # what repeats itself for ever costs nothing
-
-
-_PARTS, _PIECE, _LEAST_CHANGING = 10, 300, 10_000  # parts; tokens of a piece, and of a text that can tell
-
-
 @dataclass(frozen=True)
 class Law:
     """Loss = anchor x (floor + missed x (C / 1e13)^-alpha x (N / 1e5)^beta).
@@ -495,7 +418,7 @@ def predict(operations: float, tokens: float, anchor: float, law: Law = LAW) -> 
     Args:
         operations: C, floating-point operations of all training steps.
         tokens: N, length of the training text in tokens of the vocabulary.
-        anchor: of the text, as `anchor` gives it.
+        anchor: of the text, as `appraisal.anchor` gives it.
         law: the numbers.
     """
     return float(anchor * (law.floor + law.missed * (operations / 1e13) ** -law.alpha * (tokens / 1e5) ** law.beta))

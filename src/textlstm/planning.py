@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from textlstm import autopilot, metrics
+from textlstm.appraisal import anchor_of, appraise
 from textlstm.config import ModelConfig, SamplingConfig, TrainConfig
 from textlstm.corpus import Corpus, steps_per_epoch
 from textlstm.generation import Limits
@@ -18,16 +19,13 @@ from textlstm.model import Model
 from textlstm.model_file import ModelFile
 from textlstm.network import RecurrentLM
 from textlstm.scoring.parts import FITTED_FROM, FITTED_ON, FITTING_READS
-from textlstm.tokenizer import BPETokenizer, Tokenizer, make_tokenizer
+from textlstm.tokenizer import Tokenizer, make_tokenizer
 from textlstm.trainer import is_out_of_memory, weights_of
 from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
 
 SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
-_MEASURED_CHARS, _MEASURED_DOCUMENTS = 500_000, 4096  # for the length of tokens
-_CHANGE_IDS = 512
-_COUNTED_CHARS = 100_000  # for the share of digits
 
 
 class Plan:
@@ -58,10 +56,10 @@ class Plan:
         self.timetable: autopilot.Timetable | None = None
         self._merges_fall = True
         self._begun = self._text_bounds = False
-        self._why_vocabulary, self._has_words = "", True
+        self._why_vocabulary = ""
         self._asked: frozenset[str] = frozenset()  # settings of the network that the user made
         self._fixed: frozenset[str] = frozenset()  # these and those of the training
-        self._digits, self._change = 0.0, 1.0
+        self._text = autopilot.Text(0)
 
     @property
     def most_held_out(self) -> int:
@@ -87,21 +85,20 @@ class Plan:
         Returns:
             The text to learn from: without a development part, or a sample, if that was chosen.
         """
-        fixed, chars, self._asked = {**for_model, **for_train}, corpus.train.num_chars, frozenset(for_model)
-        self._fixed = frozenset(fixed)
+        fixed = {**for_model, **for_train}
+        self._asked, self._fixed = frozenset(for_model), frozenset(fixed)
         self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
-        lengths = autopilot.ENGLISH if initial is not None else token_lengths(corpus, name)
-        digits, change = self._digits, self._change = digit_share(corpus), change_of(corpus)
-        proposal = autopilot.propose(0.85 * self._left, chars, self._peak, fixed, lengths, digits, change)
+        self._text = appraise(corpus, own=initial is None and name == "bpe")
+        proposal = autopilot.propose(0.85 * self._left, self._text, self._peak, fixed)
         sample = None
         if "sample_chars" not in for_corpus:
             sample = self._sample(corpus, proposal, name, initial)
         if sample is not None:
             for_corpus |= {"sample_chars": sample, "sample_seed": int(for_train.get("seed", 0))}
-            proposal = autopilot.propose(0.85 * self._left, sample, self._peak, fixed, lengths, digits, change)
+            self._text = replace(self._text, chars=sample)
+            proposal = autopilot.propose(0.85 * self._left, self._text, self._peak, fixed)
         self._text_bounds, self._why_vocabulary = proposal.text_bounds, proposal.why_vocabulary
-        self._has_words = autopilot.has_words(chars, lengths)
         for chosen, settings in ((proposal.model, for_model), (proposal.train, for_train)):
             for key, value in chosen.items():
                 settings.setdefault(key, value)
@@ -192,11 +189,10 @@ class Plan:
         self, model: ModelConfig, train: TrainConfig, corpus: Corpus, epochs: float, tokens: int
     ) -> tuple[ModelConfig, TrainConfig]:
         """The configuration with what suits so many epochs, but for what the user set."""
-        kept = autopilot.regularisation(train.steps, epochs, model.num_params / max(1, tokens), self._has_words)
+        kept = autopilot.regularisation(train.steps, epochs, model.num_params / max(1, tokens), self._text.has_words)
         for_train = dict(kept.train)
         if not corpus.dev.num_chars:
-            sure = autopilot.temperature(epochs, self._digits, self._change, self._fixed)
-            for_train["calibration_temperature"] = sure
+            for_train["calibration_temperature"] = autopilot.temperature(epochs, self._text, self._fixed)
         return (
             model.replace(**{name: value for name, value in kept.model.items() if name not in self._fixed}),
             train.replace(**{name: value for name, value in for_train.items() if name not in self._fixed}),
@@ -246,59 +242,6 @@ class Plan:
                     raise
             train = smaller
             self.notice(f"memory ran out; {portions(train)}")
-
-
-def token_lengths(corpus: Corpus, tokenizer: str) -> Mapping[int, float]:
-    """Characters per token of a training text, by each size of an own vocabulary that the rule knows.
-
-    The boundaries of documents are tokens, too.
-
-    Args:
-        corpus: the text; of a long one some half a million characters are enough, and some thousand documents.
-        tokenizer: its name. Only `bpe` is measured, since its size is chosen; English stands for the others.
-    """
-    if tokenizer != "bpe":
-        return autopilot.ENGLISH
-    documents = corpus.excerpt(_MEASURED_CHARS)
-    largest = BPETokenizer.train(documents, max(autopilot.ENGLISH))
-    counted = documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]
-    chars = max(1, sum(map(len, counted)))
-    return {
-        size: chars / max(1, sum(len(smaller.encode(text)) + 1 for text in counted))
-        for size in autopilot.ENGLISH
-        for smaller in [largest.cut(size)]
-    }
-
-
-def digit_share(corpus: Corpus) -> float:
-    """How many of the characters of a training text are digits; of a long one some are counted, spread over it."""
-    documents = corpus.excerpt(_COUNTED_CHARS)
-    counted = "".join(text[: 1 + _COUNTED_CHARS // len(documents)] for text in documents)
-    return sum(map(str.isdigit, counted)) / max(1, len(counted))
-
-
-def change_of(corpus: Corpus) -> float:
-    """How much a training text changes on the way, as `autopilot.change` tells by stretches from all of it."""
-    documents = corpus.excerpt(_MEASURED_CHARS)
-    tokenizer = BPETokenizer.train(documents, _CHANGE_IDS)
-    ids = [tokenizer.encode(text) for text in documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]]
-    return autopilot.change(np.concatenate(ids), _CHANGE_IDS)
-
-
-def anchor_of(corpus: Corpus, tokenizer: Tokenizer, vocab: int) -> float:
-    """How hard the held-out text is, for `autopilot.predict`: by counts in the training text; nothing is chosen by it.
-
-    Args:
-        corpus: the text.
-        tokenizer: how it is cut.
-        vocab: number of ids.
-    """
-    text = corpus.val.text
-    length = min(25_000, -(-len(text) // 4))
-    pieces = [text[start : start + length] for start in (k * len(text) // 4 for k in range(4))]
-    ids = [tokenizer.encode(piece) for piece in pieces]
-    seen = tokenizer.encode("".join(corpus.train.head(1_000_000)))
-    return autopilot.anchor(seen, np.concatenate(ids), vocab, sum(map(len, pieces)))
 
 
 def samples_of(network: RecurrentLM, tokenizer: Tokenizer, number: int = SAMPLES) -> list[str]:

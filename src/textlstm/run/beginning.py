@@ -159,8 +159,8 @@ def _tell_large(chosen: Mapping[str, Any], model: ModelConfig, corpus: Corpus, v
     """Says so if nothing chose the size of the network, and it is larger than `--minutes` would take for the text."""
     chars = corpus.train.num_chars
     by_default = not chosen.keys() & {"embed_size", "hidden_size", "num_layers"}
-    tokens = chars / autopilot.chars_per_token(model.vocab_size)
-    if by_default and model.num_params > autopilot.most_params(tokens):
+    suits = autopilot.most_params(autopilot.Text(chars).tokens(model.vocab_size))
+    if by_default and model.num_params > suits:
         view.notice(
             f"the default network, {model.num_layers} x {model.hidden_size}, is large for {chars:,} characters: "
             "--minutes plans one that fits, --hidden-size sets it"

@@ -41,11 +41,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from textlstm import autopilot, metrics, run
+from textlstm.appraisal import appraise
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Part, Tokens, absolute, lanes_within, read_corpus, source_title
 from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.files import write_atomically
-from textlstm.planning import token_lengths
 from textlstm.tokenizer import Tokenizer
 from textlstm.trainer import Callbacks, Look, Trainer, is_out_of_memory
 from textlstm.trainer.device import choose_device, usual_precision
@@ -237,14 +237,14 @@ class _Plan:
     @classmethod
     def made(cls, asked: Mapping[str, Any], text: Corpus, device: str) -> _Plan:
         """The plan of a new search."""
-        fixed, chars = asked["fixed"]["model"] | asked["fixed"]["train"], text.train.num_chars
-        lengths = token_lengths(text, fixed.get("tokenizer", TrainConfig.tokenizer))
+        fixed = asked["fixed"]["model"] | asked["fixed"]["train"]
+        known = appraise(text, own=fixed.get("tokenizer", TrainConfig.tokenizer) == "bpe")
         if asked["flops"] is None:
             peak = planning_peak(device, fixed["precision"])
-            proposal = autopilot.propose(60 * asked["minutes"], chars, peak, fixed, lengths)
+            proposal = autopilot.propose(60 * asked["minutes"], known, peak, fixed)
         else:
             seconds = asked["flops"] / autopilot.USUAL_SHARE  # of a machine with a peak of one operation a second
-            proposal = autopilot.propose(seconds, chars, 1.0, fixed, lengths)
+            proposal = autopilot.propose(seconds, known, 1.0, fixed)
         first = {"num_layers": ModelConfig.num_layers, **proposal.model, **proposal.train}
         space = {name: values for name, values in _space(first).items() if name not in fixed}
         if fixed.get("tokenizer", TrainConfig.tokenizer) != "bpe":

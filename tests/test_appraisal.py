@@ -1,0 +1,115 @@
+"""What the rule behind --minutes knows of a text, against the definitions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from textlstm import appraisal
+from textlstm.appraisal import anchor, appraise, change, change_of, digit_share, token_lengths
+from textlstm.autopilot import ENGLISH
+from textlstm.config import CorpusConfig
+from textlstm.corpus import Rows, read_corpus
+from textlstm.tokenizer import BPETokenizer
+
+VARIED = "".join(f"{k * 7919 % 1009} of the {k * k % 499}th inn by the sea\n" for k in range(4000))
+
+
+@pytest.mark.parametrize("most", [1000, 500_000])
+def test_lengths_of_tokens_are_those_that_each_vocabulary_gives(tmp_path, monkeypatch, most):
+    (tmp_path / "book.txt").write_text(VARIED)
+    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_chars=1000, dev_fraction=0.0))
+    monkeypatch.setattr(appraisal, "_MEASURED_CHARS", most)
+    documents = corpus.excerpt(most)
+    assert (
+        0.9 * min(most, corpus.train.num_chars) <= sum(map(len, documents)) <= 1.1 * min(most, corpus.train.num_chars)
+    )
+    assert token_lengths(corpus) == {
+        size: sum(map(len, documents)) / sum(1 + len(trained.encode(text)) for text in documents)
+        for size in (320, 512, 1024, 2048, 4096)
+        for trained in [BPETokenizer.train(documents, size)]
+    }
+
+
+def test_lengths_of_the_tokens_of_many_documents_are_those_of_some(monkeypatch):
+    """Every third row is counted, each with its boundary."""
+    rows = [{"text": f"{k % 89} inns, {k % 7} lamps"} for k in range(600)]
+    corpus = read_corpus([Rows(rows)], CorpusConfig(val_chars=100, dev_fraction=0.0))
+    monkeypatch.setattr(appraisal, "_MEASURED_DOCUMENTS", 250)
+    documents = corpus.excerpt(500_000)
+    assert len(documents) > 500
+    trained = BPETokenizer.train(documents, 320)
+    counted = documents[::3]
+    found = token_lengths(corpus)[320]
+    assert found == sum(map(len, counted)) / sum(1 + len(trained.encode(row)) for row in counted)
+
+
+def test_the_share_of_digits_is_told_by_all_of_a_text(tmp_path):
+    """An index of numbers at the end of a book; of many rows all."""
+    (tmp_path / "book.txt").write_text("abcdefghi\n" * 50_000 + "12345678\n" * 12_000)
+    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_fraction=0.0, dev_fraction=0.0))
+    assert digit_share(corpus) == pytest.approx(96 / 608, abs=0.02)
+    rows = [{"text": "12x" if k % 2 else "abc456"} for k in range(4000)]
+    corpus = read_corpus([Rows(rows)], CorpusConfig(val_chars=100, dev_fraction=0.0))
+    assert digit_share(corpus) == pytest.approx(5 / 9, abs=0.01)
+
+
+def test_only_an_own_vocabulary_is_measured(tmp_path):
+    (tmp_path / "book.txt").write_text(VARIED)
+    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig())
+    assert appraise(corpus, own=False).lengths is ENGLISH
+    text = appraise(corpus, own=True)
+    assert text.lengths == token_lengths(corpus) != ENGLISH
+    assert (text.chars, text.digits, text.change) == (corpus.train.num_chars, digit_share(corpus), change_of(corpus))
+
+
+def test_change_is_what_a_part_costs_as_a_whole_over_what_it_costs_in_pieces():
+    draw = np.random.default_rng(0)
+    same = draw.integers(0, 40, 20_000).astype(np.int32)
+    assert change(same, 40) == pytest.approx(1, abs=0.02)
+    parts = [same[2000 * k : 2000 * (k + 1)] % 8 + 4 * k for k in range(10)]  # each shares half of its ids
+    ids = np.concatenate(parts)
+    whole = [anchor(np.concatenate(parts[:k] + parts[k + 1 :]), parts[k], 44, 2000) for k in range(10)]
+    pieces = [ids[start : start + 300] for start in range(0, 20_000, 300)]
+    rest = np.concatenate([piece for k, piece in enumerate(pieces) if k % 10 != 5])
+    left_out = np.concatenate(pieces[5::10])
+    expected = sum(whole) / 10 / anchor(rest, left_out, 44, len(left_out))
+    assert change(ids, 44) == pytest.approx(expected) and expected > 1.2
+    assert change(ids[:9_999], 44) == 1.0  # too short to tell
+    assert change(np.ones(400_000, np.int32), 44) == 1.0  # nothing costs anything
+
+
+def witten_bell(train: list[int], context: tuple[int, ...], token: int, vocab: int) -> float:
+    """The probability of a token after a context, straight from the definition."""
+    shorter = 1 / vocab if context == () else None
+    n = len(context)
+    followers = [train[i + n] for i in range(len(train) - n) if tuple(train[i : i + n]) == context]
+    lower = shorter if shorter is not None else witten_bell(train, context[1:], token, vocab)
+    if not followers:
+        return lower
+    kinds = len(set(followers))
+    return (followers.count(token) + kinds * lower) / (len(followers) + kinds)
+
+
+@given(
+    st.integers(2, 5).flatmap(
+        lambda v: st.tuples(
+            st.just(v),
+            st.lists(st.integers(0, v - 1), min_size=3, max_size=60),
+            st.lists(st.integers(0, v - 1), min_size=3, max_size=20),
+        )
+    )
+)
+def test_the_anchor_is_an_interpolated_trigram_model(case):
+    vocab, train, held_out = case
+    costs = [
+        -math.log(witten_bell(train, tuple(held_out[i - 2 : i]), held_out[i], vocab)) for i in range(2, len(held_out))
+    ]
+    total = sum(witten_bell(train, tuple(held_out[:2]), token, vocab) for token in range(vocab))
+    assert total == pytest.approx(1)
+    found = anchor(np.array(train, dtype=np.int32), np.array(held_out, dtype=np.int32), vocab, 7)
+    assert found == pytest.approx(sum(costs) / len(costs) * len(held_out) / 7)
