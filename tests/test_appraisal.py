@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textlstm import appraisal
-from textlstm.appraisal import anchor, appraise, change, change_of, digit_share, token_lengths
+from textlstm.appraisal import anchor, appraise, change
 from textlstm.autopilot import ENGLISH
 from textlstm.config import CorpusConfig
 from textlstm.corpus import Rows, read_corpus
@@ -25,14 +26,15 @@ def test_lengths_of_tokens_are_those_that_each_vocabulary_gives(tmp_path, monkey
     corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_chars=1000, dev_fraction=0.0))
     monkeypatch.setattr(appraisal, "_MEASURED_CHARS", most)
     documents = corpus.excerpt(most)
-    assert (
-        0.9 * min(most, corpus.train.num_chars) <= sum(map(len, documents)) <= 1.1 * min(most, corpus.train.num_chars)
-    )
-    assert token_lengths(corpus) == {
-        size: sum(map(len, documents)) / sum(1 + len(trained.encode(text)) for text in documents)
+    chars = sum(map(len, documents))
+    assert 0.9 * min(most, corpus.train.num_chars) <= chars <= 1.1 * min(most, corpus.train.num_chars)
+    text = appraise(corpus, own=True)
+    assert text.chars == corpus.train.num_chars and text.lengths == {
+        size: chars / sum(1 + len(trained.encode(document)) for document in documents)
         for size in (320, 512, 1024, 2048, 4096)
         for trained in [BPETokenizer.train(documents, size)]
     }
+    assert appraise(corpus, own=False) == dataclasses.replace(text, lengths=ENGLISH)
 
 
 def test_lengths_of_the_tokens_of_many_documents_are_those_of_some(monkeypatch):
@@ -44,27 +46,39 @@ def test_lengths_of_the_tokens_of_many_documents_are_those_of_some(monkeypatch):
     assert len(documents) > 500
     trained = BPETokenizer.train(documents, 320)
     counted = documents[::3]
-    found = token_lengths(corpus)[320]
-    assert found == sum(map(len, counted)) / sum(1 + len(trained.encode(row)) for row in counted)
+    expected = sum(map(len, counted)) / sum(1 + len(trained.encode(row)) for row in counted)
+    assert appraise(corpus, own=True).lengths[320] == expected
 
 
-def test_the_share_of_digits_is_told_by_all_of_a_text(tmp_path):
-    """An index of numbers at the end of a book; of many rows all."""
-    (tmp_path / "book.txt").write_text("abcdefghi\n" * 50_000 + "12345678\n" * 12_000)
-    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig(val_fraction=0.0, dev_fraction=0.0))
-    assert digit_share(corpus) == pytest.approx(96 / 608, abs=0.02)
-    rows = [{"text": "12x" if k % 2 else "abc456"} for k in range(4000)]
-    corpus = read_corpus([Rows(rows)], CorpusConfig(val_chars=100, dev_fraction=0.0))
-    assert digit_share(corpus) == pytest.approx(5 / 9, abs=0.01)
+@pytest.mark.parametrize(
+    ("documents", "share"),
+    [
+        (["abcdefghi\n" * 50_000 + "12345678\n" * 12_000], 96 / 608),  # an index at the end of a book
+        (["12x" if k % 2 else "abc456" for k in range(4000)], 5 / 9),
+        (["abcdefghij" * 6_000, *["12345abcde" * 10] * 400], 0.2),  # a novel and its notes
+    ],
+)
+def test_the_share_of_digits_is_told_by_all_of_a_text(documents, share):
+    rows = [{"text": document} for document in documents]
+    corpus = read_corpus([Rows(rows)], CorpusConfig(val_fraction=0.0, dev_fraction=0.0))
+    assert appraise(corpus, own=False).digits == pytest.approx(share, abs=0.01)
 
 
-def test_only_an_own_vocabulary_is_measured(tmp_path):
-    (tmp_path / "book.txt").write_text(VARIED)
-    corpus = read_corpus([str(tmp_path / "book.txt")], CorpusConfig())
-    assert appraise(corpus, own=False).lengths is ENGLISH
-    text = appraise(corpus, own=True)
-    assert text.lengths == token_lengths(corpus) != ENGLISH
-    assert (text.chars, text.digits, text.change) == (corpus.train.num_chars, digit_share(corpus), change_of(corpus))
+def test_a_text_of_other_words_in_each_part_changes():
+    """Ten chapters, each in signs of its own, and the same lines in a mixed order."""
+    draw = np.random.default_rng(0)
+    lines = [
+        "".join(chr(0x61 + (chapter * 5 + sign) % 50) for sign in draw.integers(0, 5, 60))
+        for chapter in range(10)
+        for _ in range(60)
+    ]
+    sorted_, mixed = (
+        read_corpus([Rows([{"text": "\n".join(order)}])], CorpusConfig(val_fraction=0.0, dev_fraction=0.0))
+        for order in (lines, list(draw.permutation(lines)))
+    )
+    assert appraise(sorted_, own=False).change > 1.5 and appraise(mixed, own=False).change == pytest.approx(
+        1, abs=0.05
+    )
 
 
 def test_change_is_what_a_part_costs_as_a_whole_over_what_it_costs_in_pieces():
@@ -81,6 +95,9 @@ def test_change_is_what_a_part_costs_as_a_whole_over_what_it_costs_in_pieces():
     assert change(ids, 44) == pytest.approx(expected) and expected > 1.2
     assert change(ids[:9_999], 44) == 1.0  # too short to tell
     assert change(np.ones(400_000, np.int32), 44) == 1.0  # nothing costs anything
+    seldom = np.ones(400_000, np.int32)
+    seldom[draw.integers(0, 20_000, 20)] = 7  # a fault here and there, all of them in the beginning
+    assert change(seldom, 44) == 1.0
 
 
 def witten_bell(train: list[int], context: tuple[int, ...], token: int, vocab: int) -> float:

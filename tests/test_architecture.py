@@ -27,7 +27,7 @@ LAYERS = (
     {"corpus", "sampling", "network", "metrics"},
     {"model_file"},
     {"legacy", "engine", "trainer", "autopilot", "registry"},
-    {"generation", "view", "report", "export"},
+    {"appraisal", "generation", "view", "report", "export"},
     {"coding", "novelty", "inspection", "scoring", "learning"},
     {"model"},
     {"planning"},

@@ -79,7 +79,7 @@ def test_time_and_speed_are_worth_the_same(minutes, chars, peak):
 
 @RULE
 @given(CHARS, CHARS, LENGTHS)
-def test_more_text_never_gives_a_smaller_vocabulary_or_batch(one, other, lengths):
+def test_more_text_never_gives_a_smaller_vocabulary(one, other, lengths):
     short, long = sorted((one, other))
     smaller, larger = (propose(600, Text(chars, lengths), 1e11, {}) for chars in (short, long))
     assert smaller.model["vocab_size"] <= larger.model["vocab_size"]

@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textlstm import appraisal, planning
-from textlstm.autopilot import ENGLISH, Text, Timetable, pace
+from textlstm.autopilot import Text, Timetable, pace
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import read_corpus, steps_per_epoch
 from textlstm.errors import Interrupted, RunError
 from textlstm.model_file import read_model
 from textlstm.planning import Plan, lighter
 from textlstm.run import Request, Setup, split_settings, train
-from textlstm.tokenizer import ByteTokenizer
+from textlstm.tokenizer import ByteTokenizer, make_tokenizer
 from textlstm.trainer import Callbacks, Look, StepReport, Trainer, is_out_of_memory
 from textlstm.trainer.distributed import Group
 from textlstm.view import View
@@ -341,63 +341,86 @@ def test_merges_fall_where_the_rule_says_and_there_are_some(book, tmp_path, monk
     assert any(f"merge dropout {rate:g}" in line for line in config["reasons"]) == bool(rate)
 
 
+def planned(path: Path, monkeypatch, settings: dict, steps: int, peak: float = 1e9):
+    """What a plan of half a minute ends with on a machine of this peak that has time for so many steps.
+
+    Returns:
+        The configuration, and how often the text will be read.
+    """
+    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: peak)
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr(planning, "measure_step", lambda model, train, device, seconds: 1e-3)
+    monkeypatch.setattr(planning, "measure_reading", lambda model, device, lanes=1, tokens=0: 1e-6)
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: steps)
+    for_corpus, for_model, for_train = split_settings(settings)
+    corpus = read_corpus([str(path)], CorpusConfig.from_dict(for_corpus))
+    plan = Plan(0.5, 0.0, "cpu", "fp32", lambda line: None)
+    corpus = plan.choose(corpus, for_corpus, for_model, for_train, None)
+    name = for_train.get("tokenizer", "bpe")
+    tokenizer = make_tokenizer(name, corpus.training_text(name), for_model["vocab_size"] - 1)
+    before = ModelConfig.from_dict({**for_model, "vocab_size": tokenizer.vocab_size + 1})
+    model, train = plan.count_steps(before, TrainConfig.from_dict(for_train), corpus, tokenizer)
+    tokens = corpus.train.encode(tokenizer, tokenizer.vocab_size)
+    return model, train, train.steps / steps_per_epoch(len(tokens), train.batch_size, train.seq_len, train.jitter)
+
+
 @pytest.mark.parametrize(
     ("peak", "settings", "temperature"),
     [
-        (1e12, {}, None),  # 100 passes: a development part, which tells
-        (1e11, {}, 1.09),  # 25 passes and none
-        (1e12, {"dev_fraction": 0.0}, 1.15),  # 100 passes and none, as asked
-        (1e11, {"dev_fraction": 0.1}, None),
-        (1e11, {"calibration_temperature": 1.3}, 1.3),
-        (1e11, {"output_dropout": 0.4}, 1.0),
-        (1e11, {"label_smoothing": 0.1}, 1.0),  # which keeps a network from being too sure
+        (1e12, {}, None),  # 100 passes by the guess: a development part, which tells
+        (1e10, {}, "by the passes"),  # some by the guess, and none
+        (1e12, {"dev_fraction": 0.0}, "by the passes"),  # none, as asked
+        (1e10, {"dev_fraction": 0.1}, None),
+        (1e10, {"calibration_temperature": 1.3}, 1.3),
+        (1e10, {"output_dropout": 0.4}, 1.0),
+        (1e10, {"label_smoothing": 0.1}, 1.0),  # which keeps a network from being too sure
     ],
 )
 def test_the_rule_divides_logits_where_no_development_part_tells(book, monkeypatch, peak, settings, temperature):
-    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: peak)
-    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: 0.0))
-    monkeypatch.setattr(appraisal, "token_lengths", lambda corpus: ENGLISH)
-    for_corpus, for_model, for_train = split_settings({"hidden_size": 256, **settings})
-    corpus = read_corpus([str(book)], CorpusConfig.from_dict(for_corpus))
-    Plan(0.5, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
-    assert for_train.get("calibration_temperature") == temperature
+    _, train, epochs = planned(book, monkeypatch, {"hidden_size": 256, **settings}, 300, peak)
+    by_passes = round(1 + 0.04 * math.log2(epochs / 5), 2)
+    assert 1.02 < by_passes < 1.15
+    assert train.calibration_temperature == (by_passes if temperature == "by the passes" else temperature)
 
 
 @pytest.mark.parametrize("asked", [{}, {"output_dropout": 0.33, "ema": 0.99}, {"dev_fraction": 0.1}])
 def test_regularisation_follows_the_steps_that_were_counted(book, monkeypatch, asked):
     """A machine that trains faster than the rule counts on reads the text more often than it was planned."""
-    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e9)
-    monkeypatch.setattr(planning, "measure_step", lambda model, train, device, seconds: 1e-3)
-    monkeypatch.setattr(planning, "measure_reading", lambda model, device, lanes=1, tokens=0: 1e-6)
-    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 2000)
-    for_corpus, for_model, for_train = split_settings({"tokenizer": "byte", "batch_size": 4, "seq_len": 50, **asked})
-    corpus = read_corpus([str(book)], CorpusConfig.from_dict(for_corpus))
-    plan = Plan(0.5, 0.0, "cpu", "fp32", lambda line: None)
-    plan.choose(corpus, for_corpus, for_model, for_train, None)
-    corpus = read_corpus([str(book)], CorpusConfig.from_dict(for_corpus))
-    before = ModelConfig.from_dict({**for_model, "vocab_size": 257})
-    model, train = plan.count_steps(before, TrainConfig.from_dict(for_train), corpus, ByteTokenizer())
-    epochs = 2000 / steps_per_epoch(corpus.train.num_chars, 4, 50, train.jitter)
-    d = min(0.11 * math.log2(epochs / 4.5), 0.055 * math.log2(model.num_params / corpus.train.num_chars))
-    assert 20 < epochs < 30 and before.input_dropout < 0.1
-    assert model.input_dropout == pytest.approx(d, abs=1e-3)
-    assert model.weight_dropout == model.input_dropout and train.weight_decay == pytest.approx(max(0.1, d), abs=1e-3)
-    assert model.output_dropout == pytest.approx(asked.get("output_dropout", d + 0.1), abs=1e-3)
+    settings = {"tokenizer": "byte", "batch_size": 4, "seq_len": 50, **asked}
+    model, train, epochs = planned(book, monkeypatch, settings, 2000)
+    tokens = 2000 * 4 * 50 / epochs
+    d = min(0.11 * math.log2(epochs / 4.5), 0.055 * math.log2(model.num_params / tokens))
+    assert 20 < epochs < 30
+    assert model.input_dropout == pytest.approx(d, abs=5e-3)
+    assert model.weight_dropout == model.input_dropout and train.weight_decay == pytest.approx(max(0.1, d), abs=5e-3)
+    assert model.output_dropout == pytest.approx(asked.get("output_dropout", d + 0.1), abs=5e-3)
     assert train.ema == asked.get("ema", 1 - 1 / 500) and train.lr_final == 0.2  # 12 epochs and more
     wanted = None if "dev_fraction" in asked else 1.0 if asked else round(1 + 0.04 * math.log2(epochs / 5), 2)
     assert train.calibration_temperature == wanted
 
 
+@pytest.mark.parametrize(("digits", "changes"), [(0.0, 1.0), (0.3, 1.0), (0.0, 1.4), (0.3, 1.02), (0.0, 1.1)])
+def test_regularisation_follows_what_is_known_of_the_text(book, monkeypatch, digits, changes):
+    lengths = {320: 1.2, 512: 1.3, 1024: 1.35, 2048: 1.4, 4096: 1.45}  # no words
+    monkeypatch.setattr(
+        planning, "appraise", lambda corpus, own: Text(corpus.train.num_chars, lengths, digits, changes)
+    )
+    model, train, epochs = planned(book, monkeypatch, {}, 400)
+    assert 30 < epochs < 40 and 300 < model.vocab_size <= 320
+    tokens = 400 * train.batch_size * train.seq_len / epochs
+    d = 0.03 * math.log2(model.num_params / tokens)  # with words it would be what so many passes want, 0.11 log2(...)
+    assert model.input_dropout == pytest.approx(d, abs=5e-3) and d < 0.11 * math.log2(epochs / 4.5) - 0.05
+    by_heart = 0.04 * math.log2(epochs / 5) + 0.16 * (changes - 1) * math.log2(epochs)
+    expected = 1 + min(0.3, max(by_heart, 0.15 if digits else 0.0))
+    assert train.calibration_temperature == pytest.approx(expected, abs=0.0051)
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_numbers_are_calibrated_more(tmp_path, monkeypatch, many):
-    (tmp_path / "rows.csv.txt").write_text("".join(f"{'12345' if many else '12'},abcdefghij\n" for _ in range(20_000)))
-    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
-    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: 0.0))
-    for_corpus, for_model, for_train = split_settings({})
-    corpus = read_corpus([str(tmp_path / "rows.csv.txt")], CorpusConfig())
-    assert appraisal.digit_share(corpus) == pytest.approx(5 / 17 if many else 2 / 14, abs=1e-3)
-    Plan(1, 0.0, "cpu", "fp32", lambda line: None).choose(corpus, for_corpus, for_model, for_train, None)
-    assert (for_train["calibration_temperature"] == 1.15) == many
+    rows = "".join(f"{'12345' if many else '12'},abcdefghij\n" for _ in range(20_000))
+    (tmp_path / "rows.csv.txt").write_text(rows)
+    _, train, epochs = planned(tmp_path / "rows.csv.txt", monkeypatch, {"vocab_size": 300}, 3000)
+    assert epochs > 4.5 and (train.calibration_temperature == 1.15) == many
 
 
 def test_an_excerpt_is_spread_over_the_text(tmp_path):
@@ -413,7 +436,7 @@ def test_an_excerpt_is_spread_over_the_text(tmp_path):
 def test_a_plan_takes_the_vocabulary_that_the_lengths_ask_for(tmp_path, monkeypatch, settings, vocab, sampled):
     lengths = {320: 1.2, 512: 1.3, 1024: 1.35, 2048: 1.4, 4096: 1.45}
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
-    monkeypatch.setattr(appraisal, "token_lengths", lambda corpus: lengths)
+    monkeypatch.setattr(appraisal, "token_lengths", lambda documents, largest: lengths)
     monkeypatch.setattr(planning.autopilot, "sample_size", lambda *known: 1_900_000 if sampled else None)
     (tmp_path / "book.txt").write_text(PLAIN * 11)
     for_corpus, for_model, for_train = split_settings({"val_chars": 100, **settings})
@@ -600,26 +623,27 @@ def test_a_true_lack_of_memory(tmp_path):
 # --- a sample of a long text -----------------------------------------------------------------------------------------
 
 
-def test_a_long_text_is_sampled_and_the_sample_is_found_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("seeds", "seed"), [({"seed": 5}, 5), ({"seed": 5, "sample_seed": 7}, 7)])
+def test_a_long_text_is_sampled_and_the_sample_is_found_again(tmp_path, monkeypatch, seeds, seed):
     text = "".join(f"{n:06} and so it went on, line after line.\n" for n in range(12_000))
     (tmp_path / "long.txt").write_text(text)
     monkeypatch.setattr(planning.autopilot, "LEAST_SAMPLE", 60_000)
     monkeypatch.setattr(planning.autopilot, "sample_size", lambda chars, seconds, encoding, wanted: 60_000)
     monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 24)
     view = Notices()
-    settings = {k: v for k, v in TINY.items() if k != "dev_fraction"} | {"seed": 5}
+    settings = {k: v for k, v in TINY.items() if k != "dev_fraction"} | seeds
     request = Request([str(tmp_path / "long.txt")], tmp_path / "run", minutes=0.01, settings=settings)
     with pytest.raises(Interrupted):
         train(request, Stopping(10))
     config = Setup.read(tmp_path / "run" / "config.json")
-    assert (config.corpus.sample_chars, config.corpus.sample_seed) == (60_000, 5)
+    assert (config.corpus.sample_chars, config.corpus.sample_seed) == (60_000, seed)
     again = read_corpus([str(tmp_path / "long.txt")], config.corpus)
     assert again.fingerprint == config.fingerprint and again.sampled_from == round(0.9 * len(text))
     result = train(Request([], tmp_path / "run", resume=True), view)
     assert 55_000 < result.train_chars < 65_000
     split = read_model(result.model).card["split"]
     assert split["train_chars_sampled_from"] == again.sampled_from and split["train_chars"] == result.train_chars
-    assert any("learning from" in line and "spread over the text (seed 5" in line for line in config.reasons)
+    assert any("learning from" in line and f"spread over the text (seed {seed}" in line for line in config.reasons)
 
 
 @pytest.mark.parametrize(

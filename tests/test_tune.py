@@ -259,7 +259,7 @@ def test_the_first_vocabulary_is_the_one_that_suits_the_text(book, monkeypatch):
     from textlstm.tune import _Plan
 
     lengths = {320: 1.2, 512: 1.3, 1024: 1.35, 2048: 1.4, 4096: 1.45}
-    monkeypatch.setattr("textlstm.appraisal.token_lengths", lambda corpus: lengths)
+    monkeypatch.setattr("textlstm.appraisal.token_lengths", lambda documents, largest: lengths)
     corpus = read_corpus([str(book)], CorpusConfig())
     asked = {"flops": 1e12, "minutes": None, "fixed": {"model": {}, "train": {"precision": "fp32"}}}
     assert _Plan.made(asked, corpus, "cpu").first["vocab_size"] == 320

@@ -64,15 +64,15 @@ class Curve:
     def look(self, step: int, score: Callable[[], float]) -> None:
         """Scores if a mark has passed since the last time."""
         seconds = self.clock.seconds
-        if self.is_due(seconds):
+        if self.passed(seconds):
             with self.clock.stop():
                 self.points.append((seconds, step, score()))
 
-    def is_due(self, seconds: float) -> bool:
-        """Whether a mark has passed since this was asked the last time."""
+    def passed(self, seconds: float) -> bool:
+        """Takes the marks until now, and tells whether there were any."""
         ahead = [mark for mark in self._marks if mark > seconds]
-        passed, self._marks = len(ahead) < len(self._marks), ahead
-        return passed
+        any_passed, self._marks = len(ahead) < len(self._marks), ahead
+        return any_passed
 
 
 @dataclass(frozen=True)

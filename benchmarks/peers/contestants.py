@@ -84,7 +84,7 @@ class Watch(View):
     def look(self, step: int, dev: Score | None, best: bool) -> None:
         seconds = self._curve.clock.seconds
         # The last score is the run's own.
-        if step < self._steps and self._model.exists() and self._curve.is_due(seconds):
+        if step < self._steps and self._model.exists() and self._curve.passed(seconds):
             copy = self._model.with_name(f"at-{step}.safetensors")
             shutil.copyfile(self._model, copy)
             self.kept.append((seconds, step, copy))

@@ -1,10 +1,10 @@
-"""What the rule behind `--minutes` wants to know of a text, measured in about a second: how long its tokens come out,
+"""What the rule behind `--minutes` wants to know of a text, measured in a second or two: how long its tokens come out,
 how many digits it has, how much it changes on the way, and how hard it is to foretell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,7 @@ from textlstm.autopilot import ENGLISH, Text
 from textlstm.corpus import Corpus
 from textlstm.tokenizer import BPETokenizer, Ids, Tokenizer
 
-_MEASURED_CHARS, _MEASURED_DOCUMENTS = 500_000, 4096  # for the length of tokens, and for the change
-_COUNTED_CHARS = 100_000  # for the share of digits
+_MEASURED_CHARS, _MEASURED_DOCUMENTS = 500_000, 4096
 _CHANGE_IDS = 512
 
 
@@ -25,39 +24,28 @@ def appraise(corpus: Corpus, own: bool) -> Text:
         corpus: the text.
         own: whether a vocabulary is made for it, whose size is chosen; English stands for the tokens of others.
     """
-    lengths = token_lengths(corpus) if own else ENGLISH
-    return Text(corpus.train.num_chars, lengths, digit_share(corpus), change_of(corpus))
-
-
-def token_lengths(corpus: Corpus) -> Mapping[int, float]:
-    """Characters per token of a training text, by each size of an own vocabulary that the rule knows.
-
-    The boundaries of documents are tokens, too. Of many documents some thousand are enough.
-    """
     documents = corpus.excerpt(_MEASURED_CHARS)
-    largest = BPETokenizer.train(documents, max(ENGLISH))
-    counted = documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]
-    chars = max(1, sum(map(len, counted)))
+    digits = sum(map(str.isdigit, "".join(documents))) / max(1, sum(map(len, documents)))
+    largest = BPETokenizer.train(documents, max(ENGLISH) if own else _CHANGE_IDS)
+    some = documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]
+    lengths = token_lengths(some, largest) if own else ENGLISH
+    ids = np.concatenate([largest.cut(_CHANGE_IDS).encode(text) for text in some])
+    return Text(corpus.train.num_chars, lengths, digits, change(ids, _CHANGE_IDS))
+
+
+def token_lengths(documents: Sequence[str], largest: BPETokenizer) -> Mapping[int, float]:
+    """Characters per token by each size of an own vocabulary that the rule knows; boundaries are tokens, too.
+
+    Args:
+        documents: some of the text.
+        largest: the vocabulary from which smaller ones are cut.
+    """
+    chars = max(1, sum(map(len, documents)))
     return {
-        size: chars / max(1, sum(len(smaller.encode(text)) + 1 for text in counted))
+        size: chars / max(1, sum(len(smaller.encode(text)) + 1 for text in documents))
         for size in ENGLISH
         for smaller in [largest.cut(size)]
     }
-
-
-def digit_share(corpus: Corpus) -> float:
-    """How many of the characters of a training text are digits; of a long one some are counted, spread over it."""
-    documents = corpus.excerpt(_COUNTED_CHARS)
-    counted = "".join(text[: 1 + _COUNTED_CHARS // len(documents)] for text in documents)
-    return sum(map(str.isdigit, counted)) / max(1, len(counted))
-
-
-def change_of(corpus: Corpus) -> float:
-    """How much a training text changes on the way, as `change` tells by stretches from all of it."""
-    documents = corpus.excerpt(_MEASURED_CHARS)
-    tokenizer = BPETokenizer.train(documents, _CHANGE_IDS)
-    ids = [tokenizer.encode(text) for text in documents[:: 1 + len(documents) // _MEASURED_DOCUMENTS]]
-    return change(np.concatenate(ids), _CHANGE_IDS)
 
 
 def anchor_of(corpus: Corpus, tokenizer: Tokenizer, vocab: int) -> float:
@@ -141,7 +129,8 @@ def change(ids_N: Ids, vocab: int) -> float:
         return 1.0
     tenths = [cost(place_N * _PARTS // len(ids_N) == part) for part in range(_PARTS)]
     pieces = cost(place_N // _PIECE % _PARTS == _PARTS // 2)
-    return float(np.mean(tenths)) / pieces if pieces > 0 else 1.0  # what repeats itself for ever costs nothing
+    return max(_CHEAP, float(np.mean(tenths))) / max(_CHEAP, pieces)
 
 
 _PARTS, _PIECE, _LEAST_CHANGING = 10, 300, 10_000  # parts; tokens of a piece, and of a text that can tell
+_CHEAP = 0.01  # nats per token below which a text repeats itself, and the ratio of two costs tells nothing

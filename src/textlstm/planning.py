@@ -54,7 +54,6 @@ class Plan:
         self.reasons: list[str] = []
         self.predicted: float | None = None
         self.timetable: autopilot.Timetable | None = None
-        self._merges_fall = True
         self._begun = self._text_bounds = False
         self._why_vocabulary = ""
         self._asked: frozenset[str] = frozenset()  # settings of the network that the user made
@@ -87,7 +86,7 @@ class Plan:
         """
         fixed = {**for_model, **for_train}
         self._asked, self._fixed = frozenset(for_model), frozenset(fixed)
-        self._merges_fall, self._begun = "merge_dropout" not in for_train, initial is not None
+        self._begun = initial is not None
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
         self._text = appraise(corpus, own=initial is None and name == "bpe")
         proposal = autopilot.propose(0.85 * self._left, self._text, self._peak, fixed)
@@ -95,7 +94,8 @@ class Plan:
         if "sample_chars" not in for_corpus:
             sample = self._sample(corpus, proposal, name, initial)
         if sample is not None:
-            for_corpus |= {"sample_chars": sample, "sample_seed": int(for_train.get("seed", 0))}
+            for_corpus["sample_chars"] = sample
+            for_corpus.setdefault("sample_seed", int(for_train.get("seed", TrainConfig.seed)))
             self._text = replace(self._text, chars=sample)
             proposal = autopilot.propose(0.85 * self._left, self._text, self._peak, fixed)
         self._text_bounds, self._why_vocabulary = proposal.text_bounds, proposal.why_vocabulary
@@ -104,8 +104,6 @@ class Plan:
                 settings.setdefault(key, value)
         if not proposal.development and not for_corpus.keys() & {"dev_fraction", "max_dev_chars"}:
             corpus, for_corpus["dev_fraction"] = corpus.without_dev(), 0.0
-        if not corpus.dev.num_chars:  # nothing could tell which temperature suits the model
-            for_train.setdefault("calibration_temperature", proposal.temperature)
         if sample is None:
             return corpus
         sampled = corpus.sampled(sample, for_corpus["sample_seed"])
@@ -157,24 +155,12 @@ class Plan:
         most = math.ceil(autopilot.MOST_EPOCHS * passes)
         train = train.replace(steps=min(fit, most))
         self.timetable = autopilot.Timetable(60 * self.minutes, final + save, train.steps, most)
-        model, train = self._regularised(model, train, corpus, train.steps / passes, tokens)
-        temperature = train.calibration_temperature
-        if self._merges_fall and (tokenizer.parts() >= 0).any():
-            rate = autopilot.merge_dropout(train.steps / passes, tokens / model.vocab_size)
-            train = train.replace(merge_dropout=rate)
-        tokens_read = train.steps * train.batch_size * train.seq_len
-        if not self._asked and train.tokenizer == "bpe" and corpus.val.num_chars:
-            hard = anchor_of(corpus, tokenizer, model.vocab_size)
-            operations = 3 * model.flops_per_token * tokens_read
-            self.predicted = autopilot.predict(operations, tokens, hard)
+        epochs = train.steps / passes
+        model, train = self._regularised(model, train, corpus, tokenizer, epochs, tokens)
+        self.predicted = self._prediction(model, train, corpus, tokenizer, tokens)
         self.reasons += [
             *self._shape_reasons(model, train, tokenizer, chars_per_token, corpus.train.num_chars),
-            f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {train.steps / passes:.1f} "
-            f"epochs: {train.batch_size * train.seq_len / per_step:,.0f} tokens/s measured",
-            f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
-            f"{model.weight_dropout:g}, embedding dropout {model.embed_dropout:g}"
-            + (f", merge dropout {train.merge_dropout:g}" if train.merge_dropout else "")
-            + ("" if temperature in (None, 1.0) else f"; logits divided by {temperature:g} at the end"),
+            *_step_reasons(model, train, epochs, per_step),
         ]
         if train.steps < fit:
             self.reasons.append(
@@ -186,17 +172,28 @@ class Plan:
         return model, train
 
     def _regularised(
-        self, model: ModelConfig, train: TrainConfig, corpus: Corpus, epochs: float, tokens: int
+        self, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, epochs: float, tokens: int
     ) -> tuple[ModelConfig, TrainConfig]:
         """The configuration with what suits so many epochs, but for what the user set."""
         kept = autopilot.regularisation(train.steps, epochs, model.num_params / max(1, tokens), self._text.has_words)
         for_train = dict(kept.train)
-        if not corpus.dev.num_chars:
+        if not corpus.dev.num_chars:  # nothing else could tell which temperature suits the model
             for_train["calibration_temperature"] = autopilot.temperature(epochs, self._text, self._fixed)
+        if (tokenizer.parts() >= 0).any():
+            for_train["merge_dropout"] = autopilot.merge_dropout(epochs, tokens / model.vocab_size)
         return (
             model.replace(**{name: value for name, value in kept.model.items() if name not in self._fixed}),
             train.replace(**{name: value for name, value in for_train.items() if name not in self._fixed}),
         )
+
+    def _prediction(
+        self, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, tokens: int
+    ) -> float | None:
+        """The loss that the run should end with; nobody knows it for a network or a vocabulary of the user's."""
+        if self._asked or train.tokenizer != "bpe" or not corpus.val.num_chars:
+            return None
+        operations = 3 * model.flops_per_token * train.steps * train.batch_size * train.seq_len
+        return autopilot.predict(operations, tokens, anchor_of(corpus, tokenizer, model.vocab_size))
 
     def _shape_reasons(
         self, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, chars_per_token: float, chars: int
@@ -242,6 +239,18 @@ class Plan:
                     raise
             train = smaller
             self.notice(f"memory ran out; {portions(train)}")
+
+
+def _step_reasons(model: ModelConfig, train: TrainConfig, epochs: float, per_step: float) -> tuple[str, str]:
+    temperature = train.calibration_temperature
+    return (
+        f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {epochs:.1f} "
+        f"epochs: {train.batch_size * train.seq_len / per_step:,.0f} tokens/s measured",
+        f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
+        f"{model.weight_dropout:g}, embedding dropout {model.embed_dropout:g}"
+        + (f", merge dropout {train.merge_dropout:g}" if train.merge_dropout else "")
+        + ("" if temperature in (None, 1.0) else f"; logits divided by {temperature:g} at the end"),
+    )
 
 
 def samples_of(network: RecurrentLM, tokenizer: Tokenizer, number: int = SAMPLES) -> list[str]:
