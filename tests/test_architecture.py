@@ -22,7 +22,7 @@ from textlstm.tokenizer import ByteTokenizer
 
 PACKAGE = Path(textlstm.__file__).parent
 LAYERS = (
-    {"errors", "config", "files"},
+    {"errors", "config", "files", "machine"},
     {"tokenizer", "state", "kernels", "memories"},
     {"corpus", "sampling", "network", "metrics"},
     {"model_file"},

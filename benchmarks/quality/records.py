@@ -31,6 +31,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "minutes-3": ("tiny-shakespeare", "--minutes", "3"),
     "minutes-10": ("tiny-shakespeare", "--minutes", "10"),
     "minutes-30": ("tiny-shakespeare", "--minutes", "30"),
+    "minutes-60": ("tiny-shakespeare", "--minutes", "60"),
     "minutes-3-original": ("tiny-shakespeare", "--minutes", "3", *ORIGINAL),
     "minutes-30-original": ("tiny-shakespeare", "--minutes", "30", *ORIGINAL),
     "minutes-100-original": ("tiny-shakespeare", "--minutes", "100", *ORIGINAL),

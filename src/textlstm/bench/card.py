@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from textlstm.run import processor
+from textlstm.machine import processor, usable_cores
 from textlstm.trainer.speed import sgemm_peak
 
 
@@ -15,7 +15,7 @@ def machine_card() -> dict[str, Any]:
     """The machine, its load and the versions, taken now."""
     return {
         "processor": processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "sgemm_gflops": round(sgemm_peak() / 1e9),
         "torch": metadata.version("torch"),

@@ -27,6 +27,7 @@ from textlstm.cli.options import (
     quoted,
 )
 from textlstm.cli.writing import type_out
+from textlstm.machine import usable_cores
 
 machine_option = functools.partial(click.option, cls=Option, heading="Processes, hosts, device")
 
@@ -155,7 +156,7 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     beside = {"steps", *((*HELD_OUT, "max_val_chars") if settings.keys() & set(HELD_OUT) else ())}
     settings = {k: v for k, v in stored.items() if k not in beside} | settings
     if values["workers"] is None:
-        values["workers"] = min(8, os.cpu_count() or 1)
+        values["workers"] = min(8, usable_cores())
     processes, restarts = values.pop("processes"), values.pop("restarts")
     host = _host(values.pop("host"), values.pop("meet"))
     if restarts is not None and processes == 1 and host is None:
@@ -243,7 +244,7 @@ def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) ->
 
     settings = {**given(CorpusConfig, values), **given(ModelConfig, values), **given(TrainConfig, values)}
     if values["workers"] is None:
-        values["workers"] = min(8, os.cpu_count() or 1)
+        values["workers"] = min(8, usable_cores())
     with choose_tune_view(quiet) as view:
         found = search(Search(sources, settings=settings, **values), view)
     if as_json:

@@ -22,7 +22,6 @@ from textlstm.corpus import Rows, read_corpus
 from textlstm.errors import RunError, UsageError
 from textlstm.files import write_atomically
 from textlstm.run.beginning import begin, initial_model, take_up, tokenizer_of
-from textlstm.run.card import processor
 from textlstm.run.folder import alone_in, check_writable, finished_result, free_run_folder, run_folder
 from textlstm.run.loop import Run, development, lane_reader
 from textlstm.run.setup import Request, Result, Setup, check_same, process_seconds, split_settings
@@ -43,7 +42,6 @@ __all__ = [
     "free_run_folder",
     "lane_reader",
     "process_seconds",
-    "processor",
     "run_folder",
     "split_settings",
     "tokenizer_of",

@@ -1,8 +1,7 @@
-"""What a model card tells of the machine, the versions, and the model that a run began from."""
+"""What a model card tells of the versions and of the model that a run began from."""
 
 from __future__ import annotations
 
-import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,6 @@ def version_of(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-def processor() -> str:
-    """The name of the processor, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def began_from(name: str, file: ModelFile) -> dict[str, Any]:

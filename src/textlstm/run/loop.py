@@ -30,12 +30,13 @@ from textlstm.engine.torch import TorchEngine
 from textlstm.errors import Interrupted, MissingExtraError, RunError
 from textlstm.files import append_whole, insist, sync_file, write_atomically
 from textlstm.learning import measure
+from textlstm.machine import processor, usable_cores
 from textlstm.model_file import CALIBRATION, ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
 from textlstm.novelty import RUN_LENGTHS, CopyMeter, SuffixIndex
 from textlstm.planning import SAMPLE_CHARS, SAMPLES, SHOWN_TOKENS, duration, lighter, portions, samples_of
 from textlstm.registry import MODEL_FILE
-from textlstm.run.card import processor, version_of
+from textlstm.run.card import version_of
 from textlstm.run.folder import size_of
 from textlstm.run.setup import Request, Result, Setup, process_seconds
 from textlstm.run.signals import Signals
@@ -488,7 +489,7 @@ class Run:
             "seconds": round(self.seconds, 3),
             "machine": {
                 "processor": processor(),
-                "cores": os.cpu_count(),
+                "cores": usable_cores(),
                 "system": platform.system(),
                 "device": self.device,
             },

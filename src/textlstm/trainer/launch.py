@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from textlstm.errors import RunError, UsageError
+from textlstm.machine import usable_cores
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -175,7 +176,7 @@ _HEARD = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIG
 
 def _variables(processes: int) -> dict[str, str]:
     """What the ranks find in their environment, unless a user set it otherwise."""
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    threads = str(max(1, usable_cores() // processes))
     # What torch tells by itself is a remark about buckets (see Group.loss_of), and pages about a host that is away.
     wanted = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "FATAL"}
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
