@@ -40,7 +40,7 @@ LAYERS = (
 EXCEPTIONS = {("config", "errors")}
 MAY_IMPORT_TORCH = {
     "network", "network.losses", "network.recurrence", "legacy", "trainer", "trainer.speed", "trainer.device",
-    "trainer.distributed", "trainer.launch", "trainer.optimizer", "engine.torch", "planning",
+    "trainer.distributed", "trainer.launch", "trainer.optimizer", "engine.torch", "planning", "bench.card",
     "export.modeling_textlstm", "learning.dynamic", "learning.engine",
 }  # fmt: skip
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

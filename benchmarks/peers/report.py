@@ -155,6 +155,7 @@ def draw(results: Path, docs: Path | None) -> None:
     if folder is None:
         print(text)
         return
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / PAGE).write_text(text, encoding="utf-8")
     if any(line["text"] == texts.TINY for line in lines):
         plot(lines, folder / PICTURE)

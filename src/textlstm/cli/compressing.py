@@ -99,7 +99,9 @@ def _undoing(out: str, model: str | None, learn_from: str | None) -> str:
 @click.command(name="decompress", short_help="Give back what compress was given.")
 @click.argument("source", metavar="IN", type=_SOURCE)
 @click.argument("out")
-@click.option("--model", help="The model it was written with.  [default: found among those that ship and the cache]")
+@click.option(
+    "--model", help="The model it was written with.  [default: found among those that ship, the cache and the runs]"
+)
 @click.option("--learn-from", help="As it was given to compress.")
 @_force
 @common_options

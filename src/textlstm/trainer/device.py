@@ -62,7 +62,7 @@ def choose_device(name: str, precision: str, notice: Callable[[str], None]) -> s
 def usual_precision(device: str) -> str:
     """The precision of a run that names none: bf16 where a processor multiplies it in tiles (AMX), else fp32.
 
-    Steps of 2 x 192 to 2 x 512 take 1.4 to 1.7 times as long in fp32 there, and the losses are the same.
+    Steps of 2 x 192 to 2 x 512 take 1.3 to 1.6 times as long in fp32 there, and the losses are the same.
 
     Args:
         device: where it trains.

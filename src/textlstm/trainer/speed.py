@@ -16,7 +16,7 @@ from textlstm.trainer import Callbacks, Trainer
 from textlstm.trainer.device import usual_precision
 from textlstm.trainer.distributed import Group
 
-_GAIN = 1.45  # of whole training steps, 2 x 192 to 2 x 512, by bf16 on a processor with AMX: 1.4 to 1.7
+_GAIN = 1.45  # of whole training steps, 2 x 192 to 2 x 512, by bf16 on a processor with AMX: 1.3 to 1.6
 
 
 def sgemm_peak(device: str = "cpu", seconds: float = 0.3) -> float:
