@@ -27,8 +27,8 @@ from textlstm.trainer.device import usual_precision
 from textlstm.trainer.speed import sgemm_peak
 
 SIZES = (
-    (192, 12, 64), (320, 12, 64), (384, 12, 64), (320, 24, 64), (384, 24, 64), (512, 16, 64), (512, 24, 64),
-    (512, 32, 96),
+    (192, 12, 64), (256, 12, 64), (320, 12, 64), (384, 12, 64), (320, 24, 64), (384, 24, 64), (512, 16, 64),
+    (512, 24, 64), (512, 32, 96),
 )  # fmt: skip
 VOCAB, ROUNDS, WARM_UP = 1024, 12, 5
 

@@ -5,16 +5,20 @@ python docs/autopilot_tables.py
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "quality"))
+import law
+from pages import filled
 
 from textlstm import autopilot
 from textlstm.config import CorpusConfig
 from textlstm.scoring.parts import FITTED_FROM
 
 PAGE = Path(__file__).parent / "autopilot.md"
-ROOT = PAGE.parents[1]
 PEAK = 400e9  # two cores of a Xeon
 MINUTES = (0.5, 1, 3, 10, 30, 100, 600)
 CHARS = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
@@ -49,11 +53,6 @@ def rule_table() -> list[str]:
 
 def law_table() -> list[str]:
     """The points that the law was fitted to, and what it says of them."""
-    path = ROOT / "benchmarks" / "quality" / "law.py"
-    spec = importlib.util.spec_from_file_location("law", path)
-    assert spec is not None and spec.loader is not None
-    law = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(law)
     lines = [json.loads(line) for line in law.RESULTS.read_text().splitlines()]
     return list(law.table(lines, autopilot.LAW))
 
@@ -62,9 +61,7 @@ def page() -> str:
     """The page with its tables as they should be."""
     text = PAGE.read_text(encoding="utf-8")
     for name, rows in (("rule", rule_table()), ("law", law_table())):
-        before, begin, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->")
-        text = f"{before}{begin}" + "\n".join(rows) + f"\n{end}{after}"
+        text = filled(text, name, rows)
     return text
 
 

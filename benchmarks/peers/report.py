@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import texts
+from pages import filled
 
 ROOT = Path(__file__).parents[2]
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "race.jsonl", ROOT / "docs"
@@ -105,9 +108,7 @@ def page(text: str, lines: Sequence[Line]) -> str:
     """The page with its tables as they should be."""
     unseen, spent = others_table(lines, [texts.UNSEEN]), others_table(lines, texts.SPENT)
     for name, rows in (("race", race_table(lines)), ("unseen", unseen), ("spent", spent)):
-        before, begin, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->")
-        text = f"{before}{begin}" + "\n".join(rows) + f"\n{end}{after}"
+        text = filled(text, name, rows)
     return text
 
 

@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 from records import ORIGINAL, ROWS, trained
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from pages import filled
+
 from textlstm.bench.quality import training_corpus
 from textlstm.corpus import Part
 from textlstm.corpus.named import PLAYS_LICENCE, STDLIB_LICENCE, TINY_LICENCE
@@ -127,7 +130,7 @@ def ship(name: str) -> dict[str, object]:
     return {"name": name, "about": shipped.about, **line, "bytes": path.stat().st_size}
 
 
-def table(lines: list[dict[str, Any]]) -> str:
+def table(lines: list[dict[str, Any]]) -> list[str]:
     """What docs/models.md tells of each model."""
     rows = [
         "| model | what it learnt | network | size | held out, nats/char | int8 costs | licence |",
@@ -142,7 +145,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             f"{round(line['int8_costs'], 4) + 0.0:.4f}", line["licence"],
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+    return rows
 
 
 def main() -> None:
@@ -163,10 +166,8 @@ def main() -> None:
         write_atomically(RESULTS, "".join(json.dumps(line) + "\n" for line in shipped).encode())
     if (total := sum(path.stat().st_size for path in PLACE.glob("*.safetensors"))) > MOST_BYTES:
         sys.exit(f"the models take {total / 1e6:.1f} MB: more than {MOST_BYTES / 1e6:.0f}")
-    before, begin, rest = DOCS.read_text(encoding="utf-8").partition("<!-- models -->\n")
-    _, end, after = rest.partition("<!-- end of models -->")
     shipped = [known[name] for name in MODELS if name in known]
-    write_atomically(DOCS, (before + begin + table(shipped) + "\n" + end + after).encode())
+    write_atomically(DOCS, filled(DOCS.read_text(encoding="utf-8"), "models", table(shipped)).encode())
 
 
 if __name__ == "__main__":
