@@ -2,6 +2,9 @@
 
     TEXTLSTM_CORPORA=FOLDER python benchmarks/learning.py [TEXT...] [--minutes M] [--runs FOLDER]
 
+The README's are `alice29.txt lcet10.txt plrabn12.txt python-stdlib`: three of the Canterbury corpus, of 152,089,
+426,754 and 481,861 bytes, as they come with the sources of brotli, and the library of the Python that runs this.
+
 First the shipped `tiny-shakespeare` reads the last 104,217 characters of Tiny Shakespeare (FOLDER holds the true
 file). Then for each TEXT, a file or a corpus: `textlstm train TEXT --minutes M` holds out its last tenth, and the
 model that came of it reads that. Everywhere memories are primed with the training text alone, as by `--learn-from`.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
-def filled(page: str, name: str, rows: Sequence[str]) -> str:
+def filled(page: str, name: str, rows: Iterable[str]) -> str:
     """A page with new rows between `<!-- name -->` and `<!-- end of name -->`; ValueError where it has not both."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, found, rest = page.partition(begin)

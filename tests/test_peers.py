@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "peers"))
 import baseline
 import contestants
 import gpt
 import lstm
-import pages
 import race
 import report
 import texts
@@ -389,16 +387,3 @@ def test_a_contestant_runs(name, monkeypatch):
     assert list(seconds) == sorted(seconds) and list(steps) == sorted(steps)
     assert found["nats_per_char"] == (nats[-1] if name == "textlstm" else min(nats)) < 3.5
     assert name == "textlstm" or seconds[-1] >= 6
-
-
-# --- pages that are drawn from results -------------------------------------------------------------------------------
-
-
-def test_a_table_is_filled_in_between_its_markers():
-    page = "head\n<!-- a -->\nold\nlines\n<!-- end of a -->\nrest\n<!-- b -->\n<!-- end of b -->\n"
-    assert pages.filled(page, "a", ["| 1 |", "| 2 |"]) == page.replace("old\nlines\n", "| 1 |\n| 2 |\n")
-    assert pages.filled(page, "a", ["old", "lines"]) == page
-    with pytest.raises(ValueError, match="<!-- c -->"):
-        pages.filled(page, "c", [])
-    with pytest.raises(ValueError, match="end of a"):
-        pages.filled(page.replace("end of a", "end of all"), "a", [])

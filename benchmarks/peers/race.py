@@ -1,14 +1,14 @@
 """The race: who predicts held-out text best after some minutes of training on the same machine?
 
-    TEXTLSTM_CORPORA=FOLDER python benchmarks/peers/race.py --minutes 3
-    python benchmarks/peers/race.py --minutes 3 --texts unseen
+    TEXTLSTM_CORPORA=FOLDER python benchmarks/peers/race.py --minutes 3 --results mine.jsonl --docs mine
+    python benchmarks/peers/race.py --minutes 3 --texts unseen --results mine.jsonl --docs mine
     python benchmarks/peers/race.py --draw
 
 FOLDER holds the true tinyshakespeare.txt. Every contestant gets the same text, of which the last tenth is held out,
 and the same minutes, one after the other, each in a process of its own. Scoring the held-out text for the curve is
-nobody's time. Each adds a line to `benchmarks/results/race.jsonl`; what stands there is not run again. Then
-`docs/race.md` and its pictures are drawn from that file. `unseen` means the five texts of `texts.py`, on which ours
-meets the two GPTs alone.
+nobody's time. Each adds a line to the file of results (`benchmarks/results/race.jsonl` if none is named); what stands
+there is not run again. Then the page and its picture are drawn from that file. `unseen` means the five texts of
+`texts.py`, on which ours meets the two GPTs alone.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Runs the trainings that the README quotes, each by the one command that reproduces it, and keeps what came out.
+"""Runs trainings that are quoted, each by the one command that reproduces it, and keeps what came out.
 
-    TEXTLSTM_CORPORA=FOLDER python benchmarks/quality/records.py minutes-3 --seeds 0 1 2
+    TEXTLSTM_CORPORA=FOLDER python benchmarks/quality/records.py minutes-3 --seeds 0 1 2 --results mine.jsonl
     TEXTLSTM_CORPORA=FOLDER python benchmarks/quality/records.py --list
 
 FOLDER holds the true tinyshakespeare.txt; the text rebuilt from the plays is refused. Each finished run adds a line to
-`benchmarks/results/records.jsonl`: the command, the seed, the held-out score with its protocol, steps, operations and
-the machine. A run that was stopped goes on from its run folder (`--runs`), and one that stands in the file is not
-repeated. The held-out text chooses nothing: it is scored as a whole at the end.
+the file of results (`benchmarks/results/records.jsonl` if none is named): the command, the seed, the held-out score
+with its protocol, steps, operations and the machine. A run that was stopped goes on from its run folder (`--runs`),
+and one that stands in the file is not repeated. The held-out text chooses nothing: it is scored whole at the end.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="what to train")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders are")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file that the lines are added to")
     parser.add_argument("--list", action="store_true", help="name the rows and their commands")
     arguments = parser.parse_args()
     if arguments.list:
@@ -96,17 +97,16 @@ def main() -> None:
     assert corpus is not None
     if not corpus.load(print).canonical:
         sys.exit("a record needs the true tinyshakespeare.txt: name its folder in TEXTLSTM_CORPORA")
-    lines = map(json.loads, RESULTS.read_text().splitlines()) if RESULTS.exists() else []
+    results = arguments.results
+    lines = map(json.loads, results.read_text().splitlines()) if results.exists() else []
     known = {(line["row"], line["seed"]) for line in lines}
     for row in arguments.rows:
         for seed in arguments.seeds:
             if (row, seed) in known:
-                print(
-                    f"{row}, seed {seed}: stands in {RESULTS}; without its line there it is run again", file=sys.stderr
-                )
+                print(f"{row}, seed {seed}: stands in {results}; --results names another file", file=sys.stderr)
                 continue
             line = json.dumps(train(row, seed, arguments.runs))
-            with RESULTS.open("a") as file:
+            with results.open("a") as file:
                 file.write(line + "\n")
             print(line, flush=True)
 

@@ -157,7 +157,7 @@ def main() -> None:
     lines = list(map(json.loads, RESULTS.read_text().splitlines())) if RESULTS.exists() else []
     known = {line["name"]: line for line in lines}
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    if (corpora := os.environ.get("TEXTLSTM_CORPORA")) is not None:
+    if corpora := os.environ.get("TEXTLSTM_CORPORA"):
         os.environ["TEXTLSTM_CORPORA"] = str(Path(corpora).resolve())
     os.chdir(arguments.runs)  # the commands name their texts from here
     for name in arguments.names:

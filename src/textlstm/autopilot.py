@@ -8,7 +8,7 @@ The rule (V ids, H hidden, P parameters, D tokens read in the run, N tokens of t
 length, `docs/log.md` has the runs):
 
 - V is 512, or 320 where 512 do not make tokens a fifth longer: in tables and music. It is 1024, 2048 and 4096 from
-  0.3, 1 and 9 million of these tokens on, or from 25 for each id where those of half as many ids are less than a
+  0.3, 1 and 9 million tokens of that size on, or from 25 for each id where those of half as many ids are less than a
   character, as in Chinese; each if they are a tenth longer (in tables and music a fifth) than with half as many ids.
   How long they come out is measured (`appraisal.token_lengths`).
 - H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point

@@ -17,7 +17,10 @@ def processor() -> str:
 
 
 def usable_cores() -> int:
-    """How many cores this process may run on: fewer than there are under `taskset` or in a batch system."""
-    if hasattr(os, "sched_getaffinity"):  # Linux alone tells it
+    """How many cores this process may run on: fewer than there are under `taskset` or in a batch system.
+
+    A share of their time, as containers are given, is not counted.
+    """
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

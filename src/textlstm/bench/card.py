@@ -20,7 +20,7 @@ def machine_card() -> dict[str, Any]:
         "processor": processor(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
-        "precision": usual_precision("cpu"),  # bf16 where the processor has tiles for it (AMX)
+        "usual_precision": usual_precision("cpu"),  # bf16 where the processor has tiles for it (AMX)
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "sgemm_gflops": round(sgemm_peak() / 1e9),
         "torch": metadata.version("torch"),

@@ -120,7 +120,9 @@ def _train(request: Any, quiet: bool) -> Any:
 @machine_option("--host", metavar="K/N", help="This is host K of N that train together; give it on each of them.")
 @machine_option("--meet", metavar="ADDRESS:PORT", help="With --host: where the first host is found by the others.")
 @machine_option(
-    "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that encode a long text.  [default: the cores that may be used, at most 8]",
 )
 @options_of(CorpusConfig, planned="planned by --minutes, else {default}")
 @options_of(ModelConfig, skip=["boundary"], planned="planned by --minutes, else {default}")
@@ -215,7 +217,9 @@ def _launch(request: Request, processes: int, restarts: int, host: Host | None) 
 @machine_option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train.")
 @click.option("--prune/--no-prune", default=True, show_default=True, help="End trials early that fall behind.")
 @machine_option(
-    "--workers", type=click.IntRange(min=1), help="Processes that encode a long text.  [default: the cores, at most 8]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that encode a long text.  [default: the cores that may be used, at most 8]",
 )
 @options_of(CorpusConfig)
 @options_of(ModelConfig, skip=["boundary"], planned="searched, or as train --minutes plans")

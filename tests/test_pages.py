@@ -1,0 +1,29 @@
+"""Tables of pages that are drawn from results: between their markers, and not stale."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "quality"))
+import pages
+import ship
+
+
+def test_a_table_is_filled_in_between_its_markers():
+    page = "head\n<!-- a -->\nold\nlines\n<!-- end of a -->\nrest\n<!-- b -->\n<!-- end of b -->\n"
+    assert pages.filled(page, "a", ["| 1 |", "| 2 |"]) == page.replace("old\nlines\n", "| 1 |\n| 2 |\n")
+    assert pages.filled(page, "a", ["old", "lines"]) == page
+    with pytest.raises(ValueError, match="<!-- c -->"):
+        pages.filled(page, "c", [])
+    with pytest.raises(ValueError, match="end of a"):
+        pages.filled(page.replace("end of a", "end of all"), "a", [])
+
+
+def test_the_page_of_models_is_not_stale():
+    lines = [json.loads(line) for line in ship.RESULTS.read_text().splitlines()]
+    page = ship.DOCS.read_text(encoding="utf-8")
+    assert [line["name"] for line in lines] == list(ship.MODELS)
+    assert pages.filled(page, "models", ship.table(lines)) == page, "run python benchmarks/quality/ship.py"
