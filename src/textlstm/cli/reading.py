@@ -56,9 +56,9 @@ def score(
 ) -> None:  # fmt: skip
     """Score FILES with MODEL: nats and bits per character, bits per byte, perplexity.
 
-    Files are read as `train` reads them: .txt .md .jsonl .csv .parquet, plain, .gz or .zst, folders, patterns, '-' and
-    named corpora; the files of a folder or pattern are told one by one. Weights are fixed and every token counts, the
-    first included. Each document is read from the model's start, or after the context.
+    Files are read as `train` reads them: .txt .md .jsonl .csv (plain, .gz or .zst), .parquet, folders, patterns, '-'
+    and named corpora; the files of a folder or pattern are told one by one. Weights are fixed and every token counts,
+    the first included. Each document is read from the model's start, or after the context.
 
     With --learn the weights take a step after each segment that was predicted, through all documents of a file; the
     next file, and the model, begin with the trained weights again.
