@@ -166,6 +166,7 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(book, monkeypatch, er
     monkeypatch.setattr(Trainer, "advance", advance)
     found = tune(search(book, "search", trials=3), TuneView())
     assert [row.ended for row in found.rows] == [ended, "complete", "complete"]
+    assert [row.steps_done for row in found.rows] == [3, STEPS, STEPS]
     assert found.best.number > 1
 
 

@@ -47,7 +47,7 @@ from textlstm.corpus import Corpus, Part, Tokens, absolute, lanes_within, read_c
 from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.files import write_atomically
 from textlstm.tokenizer import Tokenizer
-from textlstm.trainer import Callbacks, Look, Trainer, is_out_of_memory
+from textlstm.trainer import Callbacks, Look, StepReport, Trainer, is_out_of_memory
 from textlstm.trainer.device import choose_device, usual_precision
 from textlstm.trainer.speed import measure_step, planning_peak
 from textlstm.tune.show import TuneView
@@ -332,6 +332,49 @@ def _study(folder: Path, plan: _Plan) -> Iterator[optuna.Study]:
             storage.engine.dispose()
 
 
+@dataclass
+class _Course:
+    """How a trial goes.
+
+    Attributes:
+        trial, steps, view, signals: what is trained, for how many steps, who is shown it, and who may stop it.
+        done: steps so far.
+        best: lowest nats per character of the development part so far.
+        ended: as in `Row`.
+    """
+
+    trial: optuna.Trial
+    steps: int
+    view: TuneView
+    signals: run.Signals
+    done: int = 0
+    best: float | None = None
+    ended: str = "complete"
+    _share: int = 0  # at which it was compared last
+
+    def on_step(self, report: StepReport) -> None:
+        """Counts a step, which stays done whatever becomes of the next one."""
+        self.done = report.step
+        self.view.report(report)
+
+    def on_look(self, look: Look, _: object) -> None:
+        """Notes a score, and whether it is worse than half of the others."""
+        assert look.dev is not None
+        if look.best:
+            self.best = look.dev.nats_per_char
+        self.view.look(look.step, look.dev, look.best)
+        share = round(_SHARES * look.step / self.steps)
+        if share > self._share and np.isfinite(look.dev.nats):
+            self.trial.report(look.dev.nats_per_char, share)
+            self._share = share
+            if look.step < self.steps and self.trial.should_prune():
+                self.ended = "pruned"
+
+    def stop(self) -> str | None:
+        """Why to stop, if so."""
+        return self.signals.reason() or (self.ended if self.ended == "pruned" else None)
+
+
 class _Tuner:
     """A search under way."""
 
@@ -401,46 +444,28 @@ class _Tuner:
         reader = run.lane_reader(tokens, tokenizer, model, train)
         settings = settings | {"steps": train.steps, "ema": train.ema}
         self.view.trial_begins(number, settings, train.steps, self.text.train.num_chars / max(1, len(tokens.train)))
-        best, ended, done, last = None, "complete", 0, 0
-
-        def on_look(look: Look, _: object) -> None:
-            nonlocal best, ended, last
-            assert look.dev is not None
-            if look.best:
-                best = look.dev.nats_per_char
-            self.view.look(look.step, look.dev, look.best)
-            share = round(_SHARES * look.step / train.steps)
-            if share > last and np.isfinite(look.dev.nats):
-                trial.report(look.dev.nats_per_char, share)
-                last = share
-                if look.step < train.steps and trial.should_prune():
-                    ended = "pruned"
-
-        def stop() -> str | None:
-            return self.signals.reason() or (ended if ended == "pruned" else None)
-
+        course = _Course(trial, train.steps, self.view, self.signals)
         try:
             trainer = Trainer(
                 model, train, reader, run.development(self.text, tokens), device=self.device,
                 frequencies_V=metrics.frequencies(metrics.token_counts(tokens.train, model.vocab_size)),
             )  # fmt: skip
-            trainer.run(Callbacks(on_step=self.view.report, on_look=on_look, stop=stop))
-            done = trainer.step
+            stopped = trainer.run(Callbacks(on_step=course.on_step, on_look=course.on_look, stop=course.stop))
+            if stopped is not None and course.ended == "complete":
+                raise self._interrupted(number)
         except DivergedError:
-            ended = "diverged"
+            course.ended = "diverged"
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            ended = "out of memory"
-        if self.signals.received is not None and ended == "complete" and not trainer.finished:
-            raise self._interrupted(number)
-        if ended == "complete" and best is None:
-            ended = "diverged"  # no look gave a finite number
+            course.ended = "out of memory"
+        if course.ended == "complete" and course.best is None:
+            course.ended = "diverged"  # no look gave a finite number
         seconds = round(time.perf_counter() - started, 3)
-        row = Row(number, best, ended, train.steps, done, seconds, model.num_params, settings)
+        row = Row(number, course.best, course.ended, train.steps, course.done, seconds, model.num_params, settings)
         trial.set_user_attr("row", dataclasses.asdict(row))
         trial.set_user_attr("config", {"model": model.to_dict(), "train": train.to_dict()})
-        return best if ended == "complete" else None
+        return course.best if course.ended == "complete" else None
 
     def _prepared(self, settings: Mapping[str, Any]) -> tuple[Tokenizer, Tokens, ModelConfig, TrainConfig]:
         """Tokenizer and tokens of a trial, and its configurations but for the length."""
