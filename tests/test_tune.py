@@ -170,6 +170,25 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(book, monkeypatch, er
     assert found.best.number > 1
 
 
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [(DivergedError("so"), "diverged"), (RuntimeError("DefaultCPUAllocator: not enough memory"), "out of memory")],
+)
+def test_a_trial_whose_step_cannot_be_measured_is_told_and_the_search_goes_on(book, monkeypatch, error, ended):
+    times = iter([error, 0.05, 0.05])
+
+    def measure(*arguments, **rest):
+        if isinstance(found := next(times), Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr("textlstm.tune.measure_step", measure)
+    found = tune(search(book, "search", trials=3, flops=None, minutes=0.02), TuneView())
+    assert [row.ended for row in found.rows] == [ended, "complete", "complete"]
+    assert (found.rows[0].steps, found.rows[0].steps_done) == (0, 0) and found.best.number > 1
+    show_found(found)
+
+
 def test_no_trial_was_completed(book, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "advance", lambda self: (_ for _ in ()).throw(DivergedError("so")))
     found = tune(search(book, "search", trials=2), TuneView())

@@ -97,7 +97,8 @@ class Row:
         number: counted from 1, in the order in which they were begun.
         nats_per_char: lowest of the development part; None where there is none.
         ended: "complete", "pruned" (worse than half of the others), "diverged" or "out of memory".
-        steps, steps_done, seconds, params: planned, done, how long they took, of what size.
+        steps, steps_done, seconds, params: planned (0 where it failed before that), done, how long they took, of what
+            size.
         settings: what was searched and what was set.
     """
 
@@ -337,16 +338,16 @@ class _Course:
     """How a trial goes.
 
     Attributes:
-        trial, steps, view, signals: what is trained, for how many steps, who is shown it, and who may stop it.
-        done: steps so far.
+        trial, view, signals: what is trained, who is shown it, and who may stop it.
+        steps, done: planned, 0 before that is known, and done so far.
         best: lowest nats per character of the development part so far.
         ended: as in `Row`.
     """
 
     trial: optuna.Trial
-    steps: int
     view: TuneView
     signals: run.Signals
+    steps: int = 0
     done: int = 0
     best: float | None = None
     ended: str = "complete"
@@ -440,14 +441,17 @@ class _Tuner:
         """Trains one configuration; its score, or None where it was not brought to its end."""
         started = time.perf_counter()
         tokenizer, tokens, model, train = self._prepared(settings)
-        train = self._with_length(model, train, max(1, lanes_within(len(tokens.train), train.batch_size)))
-        reader = run.lane_reader(tokens, tokenizer, model, train)
-        settings = settings | {"steps": train.steps, "ema": train.ema}
-        self.view.trial_begins(number, settings, train.steps, self.text.train.num_chars / max(1, len(tokens.train)))
-        course = _Course(trial, train.steps, self.view, self.signals)
+        course = _Course(trial, self.view, self.signals)
         try:
+            # Where `minutes` are asked, this trains for a while: it may run out of memory or diverge as a trial does.
+            train = self._with_length(model, train, max(1, lanes_within(len(tokens.train), train.batch_size)))
+            settings = settings | {"steps": train.steps, "ema": train.ema}
+            course.steps = train.steps
+            chars_per_token = self.text.train.num_chars / max(1, len(tokens.train))
+            self.view.trial_begins(number, settings, train.steps, chars_per_token)
             trainer = Trainer(
-                model, train, reader, run.development(self.text, tokens), device=self.device,
+                model, train, run.lane_reader(tokens, tokenizer, model, train), run.development(self.text, tokens),
+                device=self.device,
                 frequencies_V=metrics.frequencies(metrics.token_counts(tokens.train, model.vocab_size)),
             )  # fmt: skip
             stopped = trainer.run(Callbacks(on_step=course.on_step, on_look=course.on_look, stop=course.stop))
@@ -462,7 +466,7 @@ class _Tuner:
         if course.ended == "complete" and course.best is None:
             course.ended = "diverged"  # no look gave a finite number
         seconds = round(time.perf_counter() - started, 3)
-        row = Row(number, course.best, course.ended, train.steps, course.done, seconds, model.num_params, settings)
+        row = Row(number, course.best, course.ended, course.steps, course.done, seconds, model.num_params, settings)
         trial.set_user_attr("row", dataclasses.asdict(row))
         trial.set_user_attr("config", {"model": model.to_dict(), "train": train.to_dict()})
         return course.best if course.ended == "complete" else None
