@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib.util
 import json
@@ -79,6 +80,18 @@ def test_the_best_trial_is_what_train_does_with_its_options(book, run, settings)
         assert model.card["scores"]["dev"]["nats_per_char"] == found.best.nats_per_char
         assert model.card["steps"] == found.best.steps and model.config.hidden_size == 16
         assert model.config.num_params == found.best.params
+
+
+def test_what_is_found_is_trained_from_another_folder(book, run, tmp_path, monkeypatch):
+    ranks = "".join(f"{base64.b64encode(bytes([i])).decode()} {i}\n" for i in range(256))
+    (tmp_path / "my.tiktoken").write_text(ranks)
+    found = tune(search(book, "search", trials=1, settings={"tokenizer": "my.tiktoken"}), TuneView())
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    by_config = ["train", str(book), "--config", str(found.config), "--out", "by-config"]
+    for command in (shlex.split(found.command)[1:], by_config):
+        done = run(*command, "--steps", "1", "--quiet")
+        assert done.code == 0, done.err
 
 
 def test_every_trial_has_the_same_compute(book):

@@ -46,7 +46,7 @@ from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, Part, Tokens, absolute, lanes_within, read_corpus, source_title
 from textlstm.errors import DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.files import write_atomically
-from textlstm.tokenizer import Tokenizer
+from textlstm.tokenizer import Tokenizer, absolute_name
 from textlstm.trainer import Callbacks, Look, StepReport, Trainer, is_out_of_memory
 from textlstm.trainer.device import choose_device, usual_precision
 from textlstm.trainer.speed import measure_step, planning_peak
@@ -205,6 +205,8 @@ def _check(search: Search) -> tuple[dict[str, Any], dict[str, Any], dict[str, An
     if for_corpus.get("val") is not None:
         for_corpus["val"] = absolute(for_corpus["val"])
     ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)
+    if "tokenizer" in for_train:
+        for_train["tokenizer"] = absolute_name(for_train["tokenizer"])
     return for_corpus, for_model, for_train
 
 
