@@ -537,8 +537,8 @@ class _Tuner:
 
 
 def _best(rows: Sequence[Row]) -> Row | None:
-    complete = [row for row in rows if row.ended == "complete" and row.nats_per_char is not None]
-    return min(complete, key=lambda row: row.nats_per_char or 0.0, default=None)
+    scored = [(row.nats_per_char, row) for row in rows if row.ended == "complete" and row.nats_per_char is not None]
+    return min(scored, key=lambda pair: pair[0], default=(None, None))[1]
 
 
 def _rounded(value: Any) -> Any:
