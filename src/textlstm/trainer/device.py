@@ -45,9 +45,7 @@ def choose_device(name: str, precision: str, notice: Callable[[str], None]) -> s
                 f"torch {torch.__version__} finds no {name} here, only {', '.join(kinds)}; name another --device"
             )
         kinds = [name]
-    for kind in kinds:
-        if kind == "cpu":
-            return kind
+    for kind in (kind for kind in kinds if kind != "cpu"):
         device = f"{kind}:{_own_number(kind)}" if kind in ("cuda", "xpu") else kind
         fault = fault_of(device, precision)
         if fault is None:
