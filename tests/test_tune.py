@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 import textlstm
-from textlstm.config import CorpusConfig, ModelConfig, read_settings
+from textlstm.autopilot import averaging
+from textlstm.cli import cli
+from textlstm.config import CorpusConfig, ModelConfig, TrainConfig, read_settings
 from textlstm.corpus import read_corpus
 from textlstm.errors import ConfigError, DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.model_file import read_model
@@ -317,6 +319,23 @@ def test_command(book, run):
     assert "textlstm train" in again.out and "nats/char" in again.out
     assert run("tune", str(book)).code == 2
     assert run("tune", "--flops", "1").code == 2
+
+
+def test_help_tells_what_a_trial_takes(book):
+    """A trial has what the help calls the default, and searches what the help says is searched."""
+    told = {option.name: getattr(option, "help", None) or "" for option in cli.commands["tune"].params}
+    settings = {"tokenizer": "bpe", "vocab_size": 257, "hidden_size": 16}
+    found = tune(Search([str(book)], book.parent / "search", 1, FLOPS, settings=settings), TuneView())
+    config, space = read_settings(found.config), json.loads((found.out / SEARCH_FILE).read_text())["space"]
+    searched = {name for name, help in told.items() if "[default: searched" in help}
+    assert searched == {*space, "vocab_size", "hidden_size"}
+    assert told["embed_size"].endswith("[default: as --hidden-size]") and config["embed_size"] == 16
+    assert told["ema"].endswith("[default: spans a twelfth of the trial]")
+    assert config["ema"] == averaging(found.best.steps, 1 / 12)
+    names = {*TrainConfig.__dataclass_fields__, *ModelConfig.__dataclass_fields__} - {"precision"}
+    for name in names & told.keys() - searched - {"embed_size", "ema"}:
+        default = told[name].rpartition("[default: ")[2].rstrip("]")
+        assert config[name] is None or default == str(config[name]), name
 
 
 def test_plain_view_in_a_pipe(book, capsys):

@@ -7,7 +7,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,10 @@ _HEADINGS = {"CorpusConfig": "Text", "ModelConfig": "Network", "TrainConfig": "T
 
 
 def options_of(
-    config: type[Config], skip: Sequence[str] = (), planned: str = "{default}"
+    config: type[Config],
+    skip: Sequence[str] = (),
+    planned: str = "{default}",
+    instead: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Callable[[Command], Command]:
     """Options for the fields of a configuration, with their help; what is not given stays None.
 
@@ -52,6 +55,7 @@ def options_of(
         config: the configuration.
         skip: fields that are no options of this command.
         planned: what is said of the default where `--minutes` plans it.
+        instead: what is said of the default of some fields, by name, in this command.
     """
 
     def decorate(command: Command) -> Command:
@@ -61,6 +65,7 @@ def options_of(
                 continue
             flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
             told = planned.format(default=field.default) if field.metadata.get("planned") else field.default
+            told = instead.get(field.name, told)
             default = "" if field.default is None else f"  [default: {told}]"
             text = field.metadata["help"]
             text = f"{text}.{default}" if text.startswith("bpe") else f"{text[0].upper()}{text[1:]}.{default}"

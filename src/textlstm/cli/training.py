@@ -208,6 +208,16 @@ def _launch(request: Request, processes: int, restarts: int, host: Host | None) 
     return launch(processes, arguments, restarts, host)
 
 
+#: What a trial takes for an option that is not given, where that is not the default of its field.
+_IN_A_TRIAL = {
+    **dict.fromkeys(("hidden_size", "num_layers", "batch_size", "seq_len", "lr", "weight_decay"), "searched"),
+    **dict.fromkeys(("input_dropout", "layer_dropout", "output_dropout", "weight_dropout"), "searched"),
+    "vocab_size": "searched with bpe",
+    "embed_size": "as --hidden-size",
+    "ema": "spans a twelfth of the trial",
+}
+
+
 @click.command(cls=SectionedCommand, short_help="Search for the best options for your text.")
 @click.argument("sources", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the search.  [default: runs/NAME-tune-N]")
@@ -222,8 +232,8 @@ def _launch(request: Request, processes: int, restarts: int, host: Host | None) 
     help="Processes that encode a long text.  [default: the cores that may be used, at most 8]",
 )
 @options_of(CorpusConfig)
-@options_of(ModelConfig, skip=["boundary"], planned="searched, or as train --minutes plans")
-@options_of(TrainConfig, skip=["steps"], planned="searched, or as train --minutes plans")
+@options_of(ModelConfig, skip=["boundary"], instead=_IN_A_TRIAL)
+@options_of(TrainConfig, skip=["steps"], instead=_IN_A_TRIAL)
 @common_options
 def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) -> None:
     """Search for the best options for SOURCES: short trainings of the same compute, one after the other.
