@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 
 import textlstm
+from textlstm.cli import cli
 from textlstm.errors import UsageError
 from textlstm.model_file import read_model
+from textlstm.trainer import launch
 from textlstm.trainer.checkpoint import load_newest
 from textlstm.trainer.distributed import Group, is_broken_connection
 from textlstm.trainer.launch import Host
@@ -362,6 +364,23 @@ def test_ranks_among_several_hosts(monkeypatch):
 def test_hosts_that_cannot_be_meant(place, meeting, told):
     with pytest.raises(UsageError, match=told):
         Host.parse(place, meeting)
+
+
+@pytest.mark.parametrize("before", [(), ("--",)])
+def test_a_name_that_looks_like_an_option_is_none_of_the_ranks(run, own_cache, monkeypatch, before):
+    attempts = []
+
+    def attempt(processes, arguments, first_rank):
+        attempts.append(cli.commands[arguments[0]].make_context("train", list(arguments[1:])).params)
+        return 1, "rank 0 was killed by signal 9"
+
+    monkeypatch.setattr(launch, "_launch_once", attempt)
+    monkeypatch.setattr(launch, "_variables", lambda processes: {})
+    Path("-notes.txt").write_text("text")
+    done = run(*before, "train", "--processes", "2", "--restarts", "1", "--", "-notes.txt")
+    assert done.code == 1
+    assert [(words["sources"], words["resume"]) for words in attempts] == [(("-notes.txt",), n) for n in (False, True)]
+    assert attempts[0]["out"] == attempts[1]["out"] == Path("runs/notes-1")
 
 
 def test_what_several_processes_cannot_do(base):

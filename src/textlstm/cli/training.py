@@ -200,12 +200,12 @@ def _launch(request: Request, processes: int, restarts: int, host: Host | None) 
     from textlstm.run import run_folder
     from textlstm.trainer.launch import launch
 
-    arguments = sys.argv[1:]
+    words = sys.argv[sys.argv.index("train", 1) + 1 :]
     if host is None:
-        arguments = [*arguments, "--out", str(run_folder(request))]
+        words = ["--out", str(run_folder(request)), *words]  # in front, since what stands behind a "--" is no option
     elif request.out is None:
         raise click.UsageError("several hosts need --out RUN")
-    return launch(processes, arguments, restarts, host)
+    return launch(processes, ["train", *words], restarts, host)
 
 
 #: What a trial takes for an option that is not given, where that is not the default of its field.

@@ -72,7 +72,7 @@ def launch(processes: int, arguments: Sequence[str], restarts: int, host: Host |
 
     Args:
         processes: how many on this host.
-        arguments: of the command line.
+        arguments: of the command line, the command first.
         restarts: how many times all are started again, to go on from the last checkpoint, after one has died.
         host: which of several this one is; each launches its own, and those meet.
 
@@ -89,7 +89,7 @@ def launch(processes: int, arguments: Sequence[str], restarts: int, host: Host |
             print(f"{ended}; beginning again from the last checkpoint" if again else ended, file=sys.stderr)
         if not again:
             break
-        arguments = [*arguments, "--resume"]
+        arguments = [arguments[0], "--resume", *arguments[1:]]  # behind the command, since a "--" may come later
     return code
 
 
