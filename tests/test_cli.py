@@ -25,6 +25,7 @@ import textlstm
 from textlstm import autopilot, cli
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.engine import writing_engine
+from textlstm.errors import COMES_AGAIN, LostRankError
 from textlstm.legacy import import_checkpoint
 from textlstm.model import Model
 from textlstm.model_file import write_model
@@ -77,6 +78,21 @@ def test_a_command_that_fails_says_so_in_json(run, model, tmp_path, arguments, c
     done = run(*filled, "--json")
     assert done.code == code and done.json["exit_code"] == code and problem in done.json["error"]
     assert problem in done.err and len(done.out.splitlines()) == 1
+
+
+def test_a_rank_tells_who_started_it_which_errors_come_again(run, tmp_path, own_cache, monkeypatch):
+    (tmp_path / "broken").write_bytes(b"no model")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for name, code, told in (("broken", COMES_AGAIN, 1), ("absent", 2, 2)):
+        done = run("info", name, "--json")
+        assert (done.code, done.json["exit_code"]) == (code, told)
+
+    def lose(*arguments):
+        raise LostRankError("rank 0 lost rank 1")
+
+    monkeypatch.setattr("textlstm.run.train", lose)
+    done = run("train", "broken", "--json")
+    assert done.code == 1 and done.json == {"error": "rank 0 lost rank 1", "exit_code": 1}
 
 
 def test_a_full_disk_and_an_interrupt_in_json(run, model, tmp_path, monkeypatch):

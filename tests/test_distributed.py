@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import textlstm
 from textlstm.cli import cli
-from textlstm.errors import UsageError
+from textlstm.errors import COMES_AGAIN, UsageError
 from textlstm.model_file import read_model
 from textlstm.trainer import launch
 from textlstm.trainer.checkpoint import load_newest
@@ -180,8 +181,10 @@ def nothing_is_left():
             process.communicate()
 
 
-def start(base: Path, name: str, *more: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    command = [*before, sys.executable, "-m", "textlstm", "train", "book.txt", "--out", name, *OPTIONS, *more]
+def start(
+    base: Path, name: str, *more: str, before: tuple[str, ...] = (), text: str = "book.txt"
+) -> subprocess.Popen[str]:
+    command = [*before, sys.executable, "-m", "textlstm", "train", text, "--out", name, *OPTIONS, *more]
     process = subprocess.Popen(
         command, cwd=base, env=environment(base), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -312,7 +315,7 @@ def test_under_nohup_a_closed_terminal_stops_none(base, whole):
 # The first rank is busy with something of its own, as with a long text, when the other one dies or falls silent.
 BUSY = """
 import os, signal, sys, time
-from textlstm.errors import RunError
+from textlstm.errors import LostRankError
 from textlstm.trainer.distributed import joined
 try:
     with joined() as group:
@@ -320,7 +323,7 @@ try:
         if group.rank == 1:
             os.kill(os.getpid(), getattr(signal, sys.argv[1]))
         time.sleep(300)
-except RunError as error:
+except LostRankError as error:
     print(error)
 """
 
@@ -372,7 +375,7 @@ def test_a_name_that_looks_like_an_option_is_none_of_the_ranks(run, own_cache, m
 
     def attempt(processes, arguments, first_rank):
         attempts.append(cli.commands[arguments[0]].make_context("train", list(arguments[1:])).params)
-        return 1, "rank 0 was killed by signal 9"
+        return 1, "rank 0 was killed by signal 9", True
 
     monkeypatch.setattr(launch, "_launch_once", attempt)
     monkeypatch.setattr(launch, "_variables", lambda processes: {})
@@ -391,6 +394,41 @@ def test_what_several_processes_cannot_do(base):
         _, err = process.communicate(timeout=120)
         assert process.returncode == 2 and told in err and "beginning again" not in err, err
         shutil.rmtree(base / "never", ignore_errors=True)
+
+
+def test_an_error_that_comes_again_is_told_once(base):
+    (base / "short.txt").write_text(LINE[:50])
+    process = start(base, "short", "--processes", "2", text="short.txt")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and json.loads(out.splitlines()[-1])["exit_code"] == 1
+    assert err.count("short.txt") == 1 and "rank 0 ended with exit code 1" in err and "again" not in err, err
+
+
+@pytest.mark.parametrize(
+    ("codes", "attempts", "code", "told"),
+    [
+        ({1: -9, 0: 143}, 3, 1, "rank 1 was killed by signal 9"), ({0: 1}, 3, 1, "rank 0 ended with exit code 1"),
+        ({0: COMES_AGAIN, 1: 143}, 1, 1, "rank 0 ended with exit code 1"),
+        ({0: 1, 1: COMES_AGAIN}, 1, 1, "rank 1 ended with exit code 1"),
+        ({0: 1, 1: 2}, 1, 2, "rank 1 ended with exit code 2"), ({1: 3}, 1, 3, "rank 1 ended with exit code 3"),
+        ({0: 143}, 1, 143, "rank 0 ended with exit code 143"),
+    ],
+)  # fmt: skip
+def test_only_what_may_go_better_is_tried_again(monkeypatch, capsys, codes, attempts, code, told):
+    failures = {rank: ProcessFailure(rank, 1, failed, "no file") for rank, failed in codes.items()}
+    for second, failure in enumerate(failures.values()):  # in the order in which they failed
+        failure.timestamp = second
+
+    def fail(*arguments):
+        raise ChildFailedError("python", failures)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda config, entry: fail)
+    monkeypatch.setattr(launch, "_variables", lambda processes: {})
+    assert launch.launch(2, ["train"], restarts=2) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == attempts and all(line.startswith(f"{told}; all 2 processes were stopped") for line in lines)
+    again = "; beginning again from the last checkpoint, if there is one"
+    assert [line.endswith(again) for line in lines] == [True] * (attempts - 1) + [False]
 
 
 # --- two hosts -------------------------------------------------------------------------------------------------------

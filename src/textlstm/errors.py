@@ -7,6 +7,7 @@
     ├── ModelFileError            exit 1   a model file or checkpoint that is damaged, foreign or too new
     ├── CodingError               exit 1   a compressed file that is damaged, foreign, or of another model
     ├── RunError                  exit 1   a run folder that cannot be used or resumed
+    │   └── LostRankError         exit 1   another process that trains along is gone, or never came
     ├── MissingExtraError         exit 1   an optional part of textlstm is not installed
     ├── DivergedError             exit 3   training produced numbers that are not finite
     ├── BusyError                 exit 1   a server that has no room or no time for a request
@@ -16,6 +17,10 @@ Each message says what was wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
+
+#: What a rank ends with instead of 1 after any error of ours but LostRankError, so that who started it knows that the
+#: error comes again. A user sees 1: `trainer.launch` and torchrun end with that.
+COMES_AGAIN = 4
 
 
 class TextLSTMError(Exception):
@@ -48,6 +53,10 @@ class CodingError(TextLSTMError):
 
 class RunError(TextLSTMError):
     """A run folder that cannot be used or resumed."""
+
+
+class LostRankError(RunError):
+    """Another process that trains along is gone, or never came; beginning again may go better."""
 
 
 class MissingExtraError(TextLSTMError):

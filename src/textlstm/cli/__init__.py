@@ -21,7 +21,7 @@ from textlstm.cli.reading import inspect, score
 from textlstm.cli.serving import serve
 from textlstm.cli.training import demo, train, tune
 from textlstm.cli.writing import generate
-from textlstm.errors import TextLSTMError
+from textlstm.errors import COMES_AGAIN, LostRankError, TextLSTMError
 
 SHORT_HELP = """textlstm trains a language model on your own text in minutes, and writes with it.
 
@@ -91,11 +91,13 @@ def main() -> None:
         _leave(error.format_message(), error.exit_code, shown=True)
     except OSError as error:  # a full disk, a folder without permission: the system's words, and where
         _leave(f"{error.filename or 'writing'}: {error.strerror}", 1)
-    except TextLSTMError as error:
+    except LostRankError as error:
         _leave(str(error), error.exit_code)
+    except TextLSTMError as error:
+        _leave(str(error), error.exit_code, comes_again=True)
 
 
-def _leave(problem: str, code: int, shown: bool = False) -> NoReturn:
+def _leave(problem: str, code: int, shown: bool = False, comes_again: bool = False) -> NoReturn:
     """Says why a command ends early, with --json also as the last line of standard output, and ends it."""
     if not shown:
         label = "" if code > 128 else click.style("error: ", fg="red", bold=True)
@@ -105,4 +107,5 @@ def _leave(problem: str, code: int, shown: bool = False) -> NoReturn:
         with contextlib.suppress(OSError):
             print_json({"error": problem, "exit_code": code})
             sys.stdout.flush()
-    sys.exit(code)
+    is_rank = "TORCHELASTIC_RUN_ID" in os.environ
+    sys.exit(COMES_AGAIN if is_rank and comes_again and code == 1 else code)

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from torch import nn
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # torch.distributed hides them from mypy
 
-from textlstm.errors import Interrupted, RunError
+from textlstm.errors import Interrupted, LostRankError
 from textlstm.network import RecurrentLM
 from textlstm.trainer.checkpoint import Checkpoint
 
@@ -221,7 +221,7 @@ def joined(notice: Callable[[str], None] = lambda line: None) -> Iterator[Group]
         notice: told if others are waited for.
 
     Raises:
-        RunError: another rank was lost, or never came.
+        LostRankError: another rank was lost, or never came.
     """
     if not is_distributed():
         yield Group()
@@ -238,7 +238,7 @@ def joined(notice: Callable[[str], None] = lambda line: None) -> Iterator[Group]
         if not is_broken_connection(error):
             raise
         lost = "another rank" if store is None else _lost(store, rank, members)
-        raise RunError(
+        raise LostRankError(
             f"rank {rank} lost {lost} ({str(error).splitlines()[0]}); what was trained since the last checkpoint is "
             "lost, and --resume goes on from it"
         ) from error
@@ -363,4 +363,4 @@ def _attempts(notice: Callable[[str], None]) -> Iterator[None]:
             notice(f"waiting for the other processes, at most {_MEETING_SECONDS / 60:g} minutes")
             told = True
         yield
-    raise RunError(f"the other processes did not come within {_MEETING_SECONDS / 60:g} minutes")
+    raise LostRankError(f"the other processes did not come within {_MEETING_SECONDS / 60:g} minutes")

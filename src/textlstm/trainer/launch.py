@@ -16,16 +16,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from textlstm.errors import RunError, UsageError
+from textlstm.errors import COMES_AGAIN, DivergedError, RunError, UsageError
 from textlstm.machine import usable_cores
 
 if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig
 
 T = TypeVar("T")
 
-
-_TRY_AGAIN = {1}  # exit codes; wrong use and numbers that are not finite come again, and a user's signal is meant
+_COMING_AGAIN = {UsageError.exit_code, DivergedError.exit_code, COMES_AGAIN}  # exit codes of ranks
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def launch(processes: int, arguments: Sequence[str], restarts: int, host: Host |
     Args:
         processes: how many on this host.
         arguments: of the command line, the command first.
-        restarts: how many times all are started again, to go on from the last checkpoint, after one has died.
+        restarts: how many times all are started again, to go on from the last checkpoint, after one was killed,
+            crashed, or lost one of another host; an error that comes again, or a user's signal, ends it at once.
         host: which of several this one is; each launches its own, and those meet.
 
     Returns:
@@ -83,18 +84,19 @@ def launch(processes: int, arguments: Sequence[str], restarts: int, host: Host |
     if host is not None and (name := _interface_to(host.meeting)) is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # gloo looks the host's name up, which leads astray often
     for left in reversed(range(restarts + 1)):
-        code, ended = _launch_once(processes, arguments, 0 if host is None else host.number * processes)
-        again = left > 0 and code in _TRY_AGAIN
+        code, ended, hopeful = _launch_once(processes, arguments, 0 if host is None else host.number * processes)
+        again = left > 0 and hopeful
         if ended:
-            print(f"{ended}; beginning again from the last checkpoint" if again else ended, file=sys.stderr)
+            onward = "; beginning again from the last checkpoint, if there is one" if again else ""
+            print(f"{ended}{onward}", file=sys.stderr)
         if not again:
             break
         arguments = [arguments[0], "--resume", *arguments[1:]]  # behind the command, since a "--" may come later
     return code
 
 
-def _launch_once(processes: int, arguments: Sequence[str], first_rank: int) -> tuple[int, str]:
-    """One attempt; an exit code, and who died by what, if one did."""
+def _launch_once(processes: int, arguments: Sequence[str], first_rank: int) -> tuple[int, str, bool]:
+    """One attempt; an exit code, who died by what, if one did, and whether another attempt may go better."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -102,14 +104,23 @@ def _launch_once(processes: int, arguments: Sequence[str], first_rank: int) -> t
     try:
         elastic_launch(_config(processes), sys.executable)("-m", "textlstm", *arguments)
     except SignalException as error:
-        return 128 + int(error.sigval), ""
+        return 128 + int(error.sigval), "", False
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        code = failure.exitcode
-        died = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        rank, code = _cause(error)
+        shown = 1 if code < 0 or code == COMES_AGAIN else code
+        died = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {shown}"
         stopped = f"; all {processes} processes were stopped" if processes > 1 else ""
-        return code if code > 0 else 1, f"rank {first_rank + rank} {died}{stopped}"
-    return 0, ""
+        return shown, f"rank {first_rank + rank} {died}{stopped}", code < 0 or code == 1
+    return 0, "", False
+
+
+def _cause(error: ChildFailedError) -> tuple[int, int]:
+    """The rank that made the others fail, and its exit code."""
+    # The first one by torch's clock of whole seconds may be one that lost a rank which told an error.
+    codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    told = (rank for rank, code in codes.items() if code in _COMING_AGAIN)
+    rank = next(told, error.get_first_failure()[0])
+    return rank, codes[rank]
 
 
 def _interface_to(meeting: tuple[str, int]) -> str | None:
