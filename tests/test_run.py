@@ -299,13 +299,22 @@ def test_interrupted_and_resumed_run_is_the_same_run(finished, tmp_path, stops):
     assert view.steps == list(range(stops[-1] + 1, STEPS + 1))
     assert stops[-1] == STEPS or view.facts.title == f"book.txt -> {folder}"  # the path is absolute by now
     assert same_weights(folder, whole)
-    assert resumed.val == result.val and resumed.config == result.config and resumed.steps == STEPS
+    assert resumed.val == result.val and resumed.steps == STEPS
+    assert resumed.config == {**result.config, "command": ""}  # begun without a command line
     ours, theirs = (
         [(line["step"], line.get("nats_per_token"), line.get("dev")) for line in log_of(path)[:-1]]
         for path in (folder, whole)
     )
     assert ours == theirs
     assert (folder / "samples.md").read_bytes() == (whole / "samples.md").read_bytes()
+
+
+def test_the_card_of_a_resumed_run_has_the_command_that_began_it(book, tmp_path):
+    begun, again = ({"command": f"textlstm train {words}"} for words in ("book.txt --steps 9", "--resume"))
+    with pytest.raises(Interrupted):
+        train(Request([str(book)], tmp_path / "run", steps=9, settings=TINY, **begun), Watch((5,)))
+    result = train(Request([], tmp_path / "run", resume=True, **again))
+    assert read_model(result.model).card["command"] == begun["command"]
 
 
 def test_info_of_a_run_that_is_not_over(book, tmp_path, run):
@@ -661,6 +670,24 @@ def test_views_follow_when_the_steps_are_counted_again(kind, told):
     assert all(words in out.getvalue() for words in told)
 
 
+def test_the_live_view_goes_on_where_a_run_begins_again():
+    """When memory ran out there is one panel, at the step of the checkpoint, and the reasons are told once."""
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=True)
+    facts = Facts("title", ("a reason",), 40, 2.0, 1.0, 1.0, "text", flops_per_token=1, peak=1.0)
+    with LiveView(console) as view:
+        view.begin(facts, 0)
+        for step in range(1, 21):
+            view.step(step, 1.0, 0.1, 1, 100, 0.5)
+        view.begin(facts, 10)
+        view.step(11, 1.0, 0.1, 1, 100, 0.5)
+        view.look(11, None, False)
+    drawn = out.getvalue()
+    assert drawn.count("a reason") == 1 and "11 of 40" in drawn
+    last = drawn.rpartition("\x1b[2K")[2]  # what stands after the lines of the frame before were erased
+    assert last.count("title") == 1
+
+
 @pytest.mark.parametrize(("minutes", "told"), [(1e-4, 1), (1e4, 0)])
 def test_a_run_far_behind_its_plan_says_so_once(book, tmp_path, monkeypatch, minutes, told):
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: STEPS)  # as a faster machine would plan
@@ -729,11 +756,22 @@ def test_a_text_that_is_not_there_is_told_before_the_machine_is_measured(book, t
     assert not view.notices and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("chars", [20_000, 120_000])
+def test_a_text_that_is_hardly_a_token_is_refused_before_anything_is_written(tmp_path, chars):
+    (tmp_path / "same.txt").write_text("a" * chars)
+    settings = {"vocab_size": 300, "tokenizer": "bpe", "val_chars": 100, "dev_fraction": 0.0}
+    with pytest.raises(CorpusError, match=r"characters to learn from are .* tokens, which are too few"):
+        train(Request([str(tmp_path / "same.txt")], tmp_path / "run", steps=3, settings=settings))
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_needs_a_folder_and_a_run_needs_text(tmp_path):
     with pytest.raises(UsageError, match="--resume needs --out"):
         train(Request([], resume=True))
     with pytest.raises(UsageError, match="--resume-step goes with --resume"):
         train(Request(["x.txt"], tmp_path / "run", steps=3, resume_step=2))
+    with pytest.raises(UsageError, match=r"there is no run in .*typo, so none of its steps"):
+        train(Request(["x.txt"], tmp_path / "typo", steps=3, resume=True, resume_step=2))
     with pytest.raises(UsageError, match="name a text"):
         train(Request([], steps=3))
     tiny = tmp_path / "tiny.txt"
@@ -874,6 +912,18 @@ def test_the_card_tells_what_a_model_began_from(finished, book, tmp_path, run):
     train(Request([str(book)], tmp_path / "third", steps=2, settings=settings, init_from=str(other)))
     done = run("info", tmp_path / "third")
     assert f"began from {other.name}, which learnt an unknown text" in " ".join(done.out.split("  "))
+
+
+@pytest.mark.parametrize("settings", [{"hidden_size": 32}, {"tokenizer": "char"}, {"vocab_size": 300}])
+def test_init_from_names_what_was_asked(finished, book, tmp_path, settings):
+    with pytest.raises(UsageError, match=f"leave out {next(iter(settings))}$"):
+        train(Request([str(book)], tmp_path / "run", steps=2, settings=settings, init_from=str(finished[1])))
+
+
+def test_init_from_takes_the_vocabulary_that_the_model_has(finished, book, tmp_path):
+    same = {"vocab_size": read_model(finished[1] / "model.safetensors").config.vocab_size}
+    result = train(Request([str(book)], tmp_path / "run", steps=2, settings=same, init_from=str(finished[1])))
+    assert result.config["model"]["vocab_size"] == same["vocab_size"]
 
 
 @pytest.mark.parametrize("settings", [{"hidden_size": 32}, {"tokenizer": "char"}, {"vocab_size": 300}])

@@ -35,6 +35,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from textlstm.config import LEAST_APART, LOOKS
+
 USUAL_SHARE = 0.6  # of the peak rate that training reaches, for the first guess of the size
 ENGLISH: Mapping[int, float] = {320: 1.5, 512: 2.0, 1024: 2.4, 2048: 2.8, 4096: 3.2}  # characters per token, own BPE
 
@@ -305,14 +307,27 @@ _TOKENIZER_CHARS = 10_000_000
 LEAST_SAMPLE = 1_000_000
 
 
+def steps_apart(per_step: float, look: float, save: float) -> int:
+    """Steps from one look to the next, at least, so that looks take a twentieth of the time.
+
+    Args:
+        per_step, look, save: as `steps_within` takes them.
+    """
+    return max(LEAST_APART, math.ceil((look + save / 2) / (_LOOKING * per_step)))
+
+
+_LOOKING = 0.05  # share of a run's time
+
+
 def steps_within(
     seconds: float,
     per_step: float,
     final: float,
     look: float = 0.0,
     save: float = 0.0,
-    looks: int = 20,
-    apart: int = 25,
+    looks: int = LOOKS,
+    apart: int = LEAST_APART,
+    fewest: int = 0,
 ) -> int:
     """Number of steps that fit.
 
@@ -322,11 +337,12 @@ def steps_within(
         final: seconds that the final score takes.
         look: seconds per look at the development part, sample and files included.
         save: seconds per checkpoint, one with every second look.
-        looks, apart: how many looks a run takes, unless they come nearer to each other than so many steps.
+        looks, apart, fewest: how many looks a run takes, unless they come nearer to each other than so many steps; and
+            how many all the same.
     """
     left, besides, step = seconds - final - save, look + save / 2, per_step * (1 + _SMALL_THINGS)
-    few, many = left / (step + besides / apart), (left - looks * besides) / step
-    return max(1, int(max(few, many)))
+    most, least = ((left - number * besides) / step for number in (fewest, looks))
+    return max(1, int(max(least, min(most, left / (step + besides / apart)))))
 
 
 _SMALL_THINGS = 0.03  # share of a step's time that goes into the log, the screen and the memory
@@ -344,20 +360,22 @@ class Timetable:
         ending: seconds of them that what comes after the last step takes.
         steps: as many as were planned.
         most_steps: beyond which the text teaches no more.
+        warmup: share of the steps over which the learning rate rises.
     """
 
     seconds: float
     ending: float
     steps: int
     most_steps: int
+    warmup: float = 0.03
 
     def recount(self, looks: Sequence[tuple[int, float]], steps: int) -> int:
         """How many steps the run should take in all.
 
-        Counted between a tenth and half of the run: before, too little is known; after, the learning rate falls too
-        fast for its schedule to be stretched. Never fewer than half of what was planned: a process that was stopped
-        for a while only seems slow. More are right, up to what the text bears: the peak chose all else. No more than
-        thrice as many at once, which keeps the learning rate from warming up again.
+        Counted between a tenth and half of the run, and after the warm-up: before, too little is known; after, the
+        learning rate falls too fast for its schedule to be stretched. Never fewer than half of what was planned: a
+        process that was stopped for a while only seems slow. More are right, up to what the text bears: the peak
+        chose all else. No more than thrice as many at once, and none with which the rate would warm up again.
 
         Args:
             looks: steps done and seconds passed at each look. From one to the next is told how fast steps are; before
@@ -368,10 +386,11 @@ class Timetable:
             Another number of steps where the run would miss its end by a twentieth of them, else the same one.
         """
         step, passed = looks[-1]
-        if not 0.1 <= step / steps <= 0.5 or len(looks) < 2:
+        if not max(0.1, self.warmup) <= step / steps <= 0.5 or len(looks) < 2:
             return steps
+        most = min(self.most_steps, 3 * steps, int(step / self.warmup) if self.warmup else 3 * steps)
         fit = step + int(max(0.0, self.seconds - self.ending - passed) / pace(looks))
-        wanted = max(step + 1, min(max(fit, self.steps // 2), self.most_steps, 3 * steps))
+        wanted = max(step + 1, min(max(fit, self.steps // 2), most))
         return steps if abs(wanted - steps) <= steps / 20 else wanted
 
     def projected(self, looks: Sequence[tuple[int, float]], steps: int) -> float:

@@ -256,6 +256,9 @@ class CorpusConfig(Config):
         self._require(self.newlines in ("keep", "lf"), "newlines", "'keep' or 'lf'")
 
 
+LOOKS, LEAST_APART = 20, 25  # looks of a run, unless they come nearer to each other than so many steps
+
+
 @dataclass(frozen=True)
 class TrainConfig(Config):
     """How a network is trained."""
@@ -307,7 +310,7 @@ class TrainConfig(Config):
     eval_every: int | None = option(
         None, "steps between looks at the development part; default: 20 looks a run, 25 steps apart at least"
     )
-    sample_every: int | None = option(None, "steps between samples; default: with every look")
+    sample_every: int | None = option(None, "samples only at looks whose step is a multiple of this; default: at each")
     checkpoint_every: int | None = option(
         None, "steps between checkpoints; default: with every second look, and every ten minutes"
     )
@@ -470,7 +473,7 @@ class PatternConfig(Config):
 _ORIGINAL_TRAIN = {
     "batch_size": 8, "seq_len": 256, "jitter": 0.0, "lr": 3e-4, "lr_final": 1.0, "warmup": 0.0, "beta2": 0.999,
     "weight_decay": 0.01, "clip": None, "ema": 0.0, "steps": 50_000, "patience": 0, "unigram_bias": False,
-    "spike_sigmas": 0.0,
+    "spike_sigmas": 0.0, "merge_dropout": 0.0,
 }  # fmt: skip
 _ORIGINAL_MODEL = {
     "embed_size": 192, "hidden_size": 512, "num_layers": 1, "tie_embeddings": False, "input_projection": True,

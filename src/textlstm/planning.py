@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from textlstm import autopilot, metrics
+from textlstm import autopilot, learning, metrics
 from textlstm.appraisal import anchor_of, appraise
-from textlstm.config import ModelConfig, SamplingConfig, TrainConfig
+from textlstm.config import LEAST_APART, LOOKS, ModelConfig, SamplingConfig, TrainConfig
 from textlstm.corpus import Corpus, steps_per_epoch
 from textlstm.generation import Limits
 from textlstm.model import Model
@@ -26,6 +27,48 @@ from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
 SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
+_FEWEST_LOOKS = 4  # two of them before half of the run is over, so that its steps can be counted again
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen of a run before its steps are counted.
+
+    Attributes:
+        corpus: the text to learn from.
+        text: what is known of it.
+        proposal: what the rule says.
+        asked: settings of the network that the user made.
+        fixed: these, and those of the training.
+        begun: whether the run begins from another model.
+        sampled: what is told of a sample; None where all of the text is learnt from.
+    """
+
+    corpus: Corpus
+    text: autopilot.Text
+    proposal: autopilot.Proposal
+    asked: frozenset[str]
+    fixed: frozenset[str]
+    begun: bool
+    sampled: str | None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run whose steps are counted.
+
+    Attributes:
+        model, train: its configuration.
+        reasons: what was chosen, and why.
+        predicted: nats per character of the held-out text that it should end with; None where nobody knows.
+        timetable: when it has to end.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    reasons: Sequence[str]
+    predicted: float | None
+    timetable: autopilot.Timetable
 
 
 class Plan:
@@ -37,11 +80,6 @@ class Plan:
         device: where to train.
         precision: of the training, as in TrainConfig.
         notice: told what takes a while, and what was done differently than asked.
-
-    Attributes:
-        reasons: what was chosen, and why, after the steps were counted.
-        predicted: nats per character of the held-out text that the run should end with; None where nobody knows.
-        timetable: when it has to end, after the steps were counted.
     """
 
     def __init__(
@@ -51,14 +89,6 @@ class Plan:
         self._end = started + 60 * minutes
         notice("measuring this machine ...")
         self._peak = planning_peak(device, precision)
-        self.reasons: list[str] = []
-        self.predicted: float | None = None
-        self.timetable: autopilot.Timetable | None = None
-        self._begun = self._text_bounds = False
-        self._why_vocabulary = ""
-        self._asked: frozenset[str] = frozenset()  # settings of the network that the user made
-        self._fixed: frozenset[str] = frozenset()  # these and those of the training
-        self._text = autopilot.Text(0)
 
     @property
     def most_held_out(self) -> int:
@@ -73,48 +103,45 @@ class Plan:
     def choose(
         self, corpus: Corpus, for_corpus: dict[str, Any], for_model: dict[str, Any], for_train: dict[str, Any],
         initial: ModelFile | None,
-    ) -> Corpus:  # fmt: skip
+    ) -> Choice:  # fmt: skip
         """Chooses what the user did not.
 
         Args:
             corpus: the text.
             for_corpus, for_model, for_train: settings of the user and of a preset; what is chosen is put among them.
             initial: the model that the run begins from.
-
-        Returns:
-            The text to learn from: without a development part, or a sample, if that was chosen.
         """
-        fixed = {**for_model, **for_train}
-        self._asked, self._fixed = frozenset(for_model), frozenset(fixed)
-        self._begun = initial is not None
+        fixed, asked = frozenset((*for_model, *for_train)), frozenset(for_model)
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
-        self._text = appraise(corpus, own=initial is None and name == "bpe")
-        proposal = autopilot.propose(0.85 * self._left, self._text, self._peak, fixed)
-        sample = None
-        if "sample_chars" not in for_corpus:
+        text = appraise(corpus, own=initial is None and name == "bpe")
+        sample, proposal = None, self._proposal(text, for_model, for_train)
+        if for_corpus.get("sample_chars") is None:  # `config.json` of another run says null
             sample = self._sample(corpus, proposal, name, initial)
         if sample is not None:
             for_corpus["sample_chars"] = sample
             for_corpus.setdefault("sample_seed", int(for_train.get("seed", TrainConfig.seed)))
-            self._text = replace(self._text, chars=sample)
-            proposal = autopilot.propose(0.85 * self._left, self._text, self._peak, fixed)
-        self._text_bounds, self._why_vocabulary = proposal.text_bounds, proposal.why_vocabulary
+            text = replace(text, chars=sample)
+            proposal = self._proposal(text, for_model, for_train)
         for chosen, settings in ((proposal.model, for_model), (proposal.train, for_train)):
             for key, value in chosen.items():
                 settings.setdefault(key, value)
         if not proposal.development and not for_corpus.keys() & {"dev_fraction", "max_dev_chars"}:
             corpus, for_corpus["dev_fraction"] = corpus.without_dev(), 0.0
-        if sample is None:
-            return corpus
-        sampled = corpus.sampled(sample, for_corpus["sample_seed"])
-        told = (
-            f"encoding all {corpus.train.num_chars:,} characters would take too much of the time: learning from "
-            f"{sampled.train.num_chars:,} of them, a quarter more than {self.minutes:g} min can read, in stretches "
-            f"spread over the text (seed {for_corpus['sample_seed']}; --sample-chars sets how many)"
-        )
-        self.notice(told)
-        self.reasons.append(told)
-        return sampled
+        told = None
+        if sample is not None:
+            whole, corpus = corpus, corpus.sampled(sample, for_corpus["sample_seed"])
+            told = (
+                f"encoding all {whole.train.num_chars:,} characters would take too much of the time: learning from "
+                f"{corpus.train.num_chars:,} of them, more than {self.minutes:g} min can read, in stretches spread "
+                f"over the text (seed {for_corpus['sample_seed']}; --sample-chars sets how many)"
+            )
+            self.notice(told)
+        return Choice(corpus, text, proposal, asked, fixed, initial is not None, told)
+
+    def _proposal(
+        self, text: autopilot.Text, for_model: Mapping[str, Any], for_train: Mapping[str, Any]
+    ) -> autopilot.Proposal:
+        return autopilot.propose(0.85 * self._left, text, self._peak, {**for_model, **for_train})
 
     def _sample(
         self, corpus: Corpus, proposal: autopilot.Proposal, name: str, initial: ModelFile | None
@@ -130,87 +157,66 @@ class Plan:
         wanted = proposal.tokens_read * len(head) / tokens
         return autopilot.sample_size(corpus.train.num_chars, 60 * self.minutes, per_char, wanted)
 
-    def count_steps(
-        self, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer
-    ) -> tuple[ModelConfig, TrainConfig]:
+    def count_steps(self, choice: Choice, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer) -> Planned:
         """Measures the machine with this configuration, and completes it by the number of steps that fit.
 
         What keeps the network from learning the text by heart follows from how often it will be read, as counted now:
         before, the machine's share of its peak was a guess.
 
         Args:
+            choice: what was chosen before.
             model, train: the configuration.
-            corpus, tokenizer: what it learns from.
+            tokenizer: of the text.
         """
+        corpus = choice.corpus
         head, began = corpus.train.head(100_000), time.perf_counter()
         chars = max(1, sum(map(len, head)))
         chars_per_token = chars / max(1, sum(len(tokenizer.encode(text)) + model.boundary for text in head))
         encoding = (time.perf_counter() - began) / chars * corpus.train.num_chars
         train, per_step = self._measured(model, train)
         final, look, save = self._besides(model, corpus, tokenizer, chars_per_token)
-        spacing = () if train.eval_every is None else (1 << 60, train.eval_every)
+        asked, apart = train.eval_every, autopilot.steps_apart(per_step, look, save)
+        spacing = (LOOKS, apart, _FEWEST_LOOKS) if asked is None else (1 << 60, asked, 0)
         fit = autopilot.steps_within(self._left - encoding, per_step, final, look, save, *spacing)
+        if asked is None and apart > max(LEAST_APART, fit // LOOKS):
+            train = train.replace(eval_every=max(1, min(apart, fit // _FEWEST_LOOKS)))
         tokens = int(corpus.train.num_chars / chars_per_token)
         passes = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
         most = math.ceil(autopilot.MOST_EPOCHS * passes)
         train = train.replace(steps=min(fit, most))
-        self.timetable = autopilot.Timetable(60 * self.minutes, final + save, train.steps, most)
-        epochs = train.steps / passes
-        model, train = self._regularised(model, train, corpus, tokenizer, epochs, tokens)
-        self.predicted = self._prediction(model, train, corpus, tokenizer, tokens)
-        self.reasons += [
-            *self._shape_reasons(model, train, tokenizer, chars_per_token, corpus.train.num_chars),
-            *_step_reasons(model, train, epochs, per_step),
+        timetable = autopilot.Timetable(60 * self.minutes, final + save, train.steps, most, train.warmup)
+        model, train = _regularised(choice, model, train, tokenizer, tokens, train.steps / passes)
+        predicted = _prediction(choice, model, train, tokenizer, tokens)
+        reasons = [
+            *([] if choice.sampled is None else [choice.sampled]),
+            *self._shape_reasons(choice, model, train, tokenizer, chars_per_token),
+            *_step_reasons(model, train, train.steps / passes, per_step),
         ]
         if train.steps < fit:
-            self.reasons.append(
+            reasons.append(
                 f"ends early, after about {duration(train.steps * per_step / 60)}: to read a text more than "
                 f"{autopilot.MOST_EPOCHS} times teaches no more (--epochs sets how often)"
             )
-        if self.predicted is not None:
-            self.reasons.append(f"predicted: about {self.predicted:.2f} nats per character of the held-out text")
-        return model, train
-
-    def _regularised(
-        self, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, epochs: float, tokens: int
-    ) -> tuple[ModelConfig, TrainConfig]:
-        """The configuration with what suits so many epochs, but for what the user set."""
-        kept = autopilot.regularisation(train.steps, epochs, model.num_params / max(1, tokens), self._text.has_words)
-        for_train = dict(kept.train)
-        if not corpus.dev.num_chars:  # nothing else could tell which temperature suits the model
-            for_train["calibration_temperature"] = autopilot.temperature(epochs, self._text, self._fixed)
-        if (tokenizer.parts() >= 0).any():
-            for_train["merge_dropout"] = autopilot.merge_dropout(epochs, tokens / model.vocab_size)
-        return (
-            model.replace(**{name: value for name, value in kept.model.items() if name not in self._fixed}),
-            train.replace(**{name: value for name, value in for_train.items() if name not in self._fixed}),
-        )
-
-    def _prediction(
-        self, model: ModelConfig, train: TrainConfig, corpus: Corpus, tokenizer: Tokenizer, tokens: int
-    ) -> float | None:
-        """The loss that the run should end with; nobody knows it for a network or a vocabulary of the user's."""
-        if self._asked or train.tokenizer != "bpe" or not corpus.val.num_chars:
-            return None
-        operations = 3 * model.flops_per_token * train.steps * train.batch_size * train.seq_len
-        return autopilot.predict(operations, tokens, anchor_of(corpus, tokenizer, model.vocab_size))
+        if predicted is not None:
+            reasons.append(f"predicted: about {predicted:.2f} nats per character of the held-out text")
+        return Planned(model, train, reasons, predicted, timetable)
 
     def _shape_reasons(
-        self, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, chars_per_token: float, chars: int
+        self, choice: Choice, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, chars_per_token: float
     ) -> tuple[str, ...]:
         vocabulary = f"vocabulary {model.vocab_size} ({tokenizer.kind}, {chars_per_token:.2f} characters per token)"
         network = f"{model.num_layers} x {model.hidden_size} LSTM, {model.num_params:,} parameters"
-        if self._begun:
+        if choice.begun:
             return (f"{vocabulary} and {network}: those of the model that it begins from",)
         own = train.tokenizer == "bpe"
-        size = self._why_vocabulary if own else f"that of --tokenizer {train.tokenizer}"
-        if self._asked & {"embed_size", "hidden_size", "num_layers"}:
+        size = choice.proposal.why_vocabulary if own else f"that of --tokenizer {train.tokenizer}"
+        if choice.asked & {"embed_size", "hidden_size", "num_layers"}:
             width = "as asked"
-        elif self._text_bounds:
-            width = f"as large as suits {chars:,} characters"
+        elif choice.proposal.text_bounds:
+            width = f"as large as suits {choice.corpus.train.num_chars:,} characters"
         else:
             width = f"fits {self.minutes:g} min at {self._peak / 1e9:.0f} GFLOP/s peak of products"
-        return f"{vocabulary}: {'as asked' if 'vocab_size' in self._asked else size}", f"{network}: {width}"
+        return f"{vocabulary}: {'as asked' if 'vocab_size' in choice.asked else size}", f"{network}: {width}"
 
     def _besides(
         self, model: ModelConfig, corpus: Corpus, tokenizer: Tokenizer, chars_per_token: float
@@ -218,6 +224,7 @@ class Plan:
         """Seconds that a run takes besides its steps: at its end, for each look, and for each checkpoint."""
         device, tokens = self.device, corpus.dev.num_chars / chars_per_token
         final = measure_reading(model, device) * corpus.val.num_chars / chars_per_token
+        final += _statistics_seconds(model, tokenizer)
         reading = measure_reading(model, device, lanes=16, tokens=1024)
         warm_up = 16 * metrics.WARM_UP
         if tokens >= FITTED_FROM:
@@ -239,6 +246,32 @@ class Plan:
                     raise
             train = smaller
             self.notice(f"memory ran out; {portions(train)}")
+
+
+def _regularised(
+    choice: Choice, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, tokens: int, epochs: float
+) -> tuple[ModelConfig, TrainConfig]:
+    """The configuration with what suits so many epochs, but for what the user set."""
+    kept = autopilot.regularisation(train.steps, epochs, model.num_params / max(1, tokens), choice.text.has_words)
+    for_train = dict(kept.train)
+    if not choice.corpus.dev.num_chars:  # nothing else could tell which temperature suits the model
+        for_train["calibration_temperature"] = autopilot.temperature(epochs, choice.text, choice.fixed)
+    if (tokenizer.parts() >= 0).any():
+        for_train["merge_dropout"] = autopilot.merge_dropout(epochs, tokens / model.vocab_size)
+    return (
+        model.replace(**{name: value for name, value in kept.model.items() if name not in choice.fixed}),
+        train.replace(**{name: value for name, value in for_train.items() if name not in choice.fixed}),
+    )
+
+
+def _prediction(
+    choice: Choice, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, tokens: int
+) -> float | None:
+    """The loss that the run should end with; nobody knows it for a network or a vocabulary of the user's."""
+    if choice.asked or train.tokenizer != "bpe" or not choice.corpus.val.num_chars:
+        return None
+    operations = 3 * model.flops_per_token * train.steps * train.batch_size * train.seq_len
+    return autopilot.predict(operations, tokens, anchor_of(choice.corpus, tokenizer, model.vocab_size))
 
 
 def _step_reasons(model: ModelConfig, train: TrainConfig, epochs: float, per_step: float) -> tuple[str, str]:
@@ -267,6 +300,16 @@ def _sample_seconds(model: ModelConfig, tokenizer: Tokenizer) -> float:
     began = time.perf_counter()
     samples_of(network, tokenizer)
     return time.perf_counter() - began
+
+
+def _statistics_seconds(model: ModelConfig, tokenizer: Tokenizer) -> float:
+    """Seconds that a finished run takes for what `--learn` will go by, told by a fifth of it."""
+    network, ids = RecurrentLM(model, torch.Generator().manual_seed(0)), np.zeros(1000, dtype=np.int32)
+    file = ModelFile(network.config, tokenizer, weights_of(network), {}, "")
+    learning.measure(file, ids, segments=10)  # carries what a process does once
+    began = time.perf_counter()
+    learning.measure(file, ids, segments=learning.SEGMENTS // 5)
+    return 5 * (time.perf_counter() - began)
 
 
 def duration(minutes: float) -> str:

@@ -169,11 +169,14 @@ class LiveView(View):
 
     def begin(self, facts: Facts, step: int) -> None:
         self._facts = facts
+        self._bar.update(self._task, total=facts.steps, completed=step, description="training")
+        self._figures["orientation"] = _orientation(facts)
+        if self._live is not None:  # memory ran out, and the run goes on
+            self._draw(force=True)
+            return
         for line in facts.lines:
             self._console.print(line, style="dim", markup=False, highlight=False)
-        self._bar.update(self._task, total=facts.steps, completed=step, description="training")
         self._bar.start_task(self._task)
-        self._figures["orientation"] = _orientation(facts)
         self._live = self._stack.enter_context(
             Live(self.render(), console=self._console, auto_refresh=False, transient=False)
         )

@@ -15,12 +15,13 @@ other engine does, so that whatever scores, compresses or reads closely can lear
 was learnt.
 """
 
-from textlstm.learning.dynamic import DynamicEvaluation, measure
+from textlstm.learning.dynamic import SEGMENTS, DynamicEvaluation, measure
 from textlstm.learning.engine import LearningEngine, Memory, read_settings
 from textlstm.learning.statistics import code, decode
 from textlstm.learning.writing import WritingEngine
 
 __all__ = [
+    "SEGMENTS",
     "DynamicEvaluation",
     "LearningEngine",
     "Memory",

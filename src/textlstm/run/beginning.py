@@ -18,7 +18,7 @@ from textlstm.corpus.sources import ROWS, check_sources
 from textlstm.errors import ConfigError, CorpusError, ModelFileError, RunError, UsageError
 from textlstm.files import write_atomically
 from textlstm.model_file import ModelFile, read_model
-from textlstm.planning import Plan
+from textlstm.planning import Plan, Planned
 from textlstm.registry import MODEL_FILE, find_model
 from textlstm.run.card import began_from
 from textlstm.run.setup import (
@@ -50,27 +50,18 @@ def begin(
 ) -> tuple[Setup, Corpus, Tokenizer, str]:
     """Decides everything about a new run."""
     check_length(request)
-    if request.preset is not None and request.preset not in PRESETS:
-        raise UsageError(f"there is no preset {request.preset!r}; known are {', '.join(PRESETS)}")
-    for_corpus, for_model, for_train = split_settings(request.settings)
-    preset = PRESETS.get(request.preset or "", {"corpus": {}, "model": {}, "train": {}})
-    for_corpus = preset["corpus"] | for_corpus
-    for_model, for_train = preset["model"] | for_model, preset["train"] | for_train
-    if "vocab_size" in request.settings and "tokenizer" not in request.settings:
-        for_train["tokenizer"] = "bpe"
-    if initial is not None:
-        for_model = shape_of(initial, for_model, for_train)
-    if request.steps is not None:
-        for_train["steps"] = request.steps
-    ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)  # impossible values, before a long text is read
+    preset = _preset_of(request)
+    for_corpus, for_model, for_train = _settled(request, preset, initial)
     held_out = CorpusConfig.from_dict(for_corpus).val
     check_sources([*request.sources, *([] if held_out is None else [held_out])])
     device = device_of(request, for_train, view)
     minutes = minutes_of(request, preset)
     plan: Plan | None = None
+    planned: Planned | None = None
     if minutes is not None:
         plan = Plan(minutes, started, device, for_train["precision"], view.notice)
-        for_corpus.setdefault("max_val_chars", plan.most_held_out)
+        if for_corpus.get("max_val_chars") is None:
+            for_corpus["max_val_chars"] = plan.most_held_out
     corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
     if request.time_to_loss is not None and not corpus.val.num_chars:
         raise UsageError("--time-to-loss needs a held-out text; leave out --val-fraction 0")
@@ -78,14 +69,14 @@ def begin(
         f"text: {corpus.train.num_chars + corpus.dev.num_chars:,} characters, held out {corpus.val.num_chars:,}"
     )
     if plan is not None:
-        corpus = plan.choose(corpus, for_corpus, for_model, for_train, initial)
+        choice = plan.choose(corpus, for_corpus, for_model, for_train, initial)
+        corpus = choice.corpus
     if initial is not None:
         tokenizer = initial.tokenizer
     else:
         boundary = bool(for_model.get("boundary", ModelConfig.boundary))
         wanted = int(for_model.get("vocab_size", ModelConfig.vocab_size)) - boundary
         name = for_train["tokenizer"] = absolute_name(for_train.get("tokenizer", TrainConfig.tokenizer))
-        _check_vocabulary(name, wanted, boundary)
         tokenizer = tokenizer_of(name, corpus, wanted, view)
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
     _check_merges(for_train, tokenizer)
@@ -94,33 +85,69 @@ def begin(
     _tell_large(for_model, model, corpus, view)
     train = TrainConfig.from_dict(for_train)
     if plan is not None:
-        model, train = plan.count_steps(model, train, corpus, tokenizer)
+        planned = plan.count_steps(choice, model, train, tokenizer)
+        model, train = planned.model, planned.train
     elif request.epochs is not None:
         tokens = len(corpus.encode(tokenizer, model.boundary_id, request.workers, view.notice).train)
-        per_epoch = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
-        train = train.replace(steps=max(1, math.ceil(request.epochs * per_epoch)))
-        if train.steps < _FEW_STEPS:
-            view.notice(f"{train.steps} steps in all: too few to learn much; raise --epochs, or leave the length out")
+        train = _for_epochs(request.epochs, train, tokens, view)
     setup = Setup(
         [absolute(str(source)) for source in request.sources],
         with_absolute_val(CorpusConfig.from_dict(for_corpus)),
         model,
         train,
         corpus.fingerprint,
-        [] if plan is None else plan.reasons,
+        [] if planned is None else planned.reasons,
         None if request.init_from is None else absolute_model(request.init_from),
         None if initial is None else initial.sha256,
         asked_of(request) | ({} if minutes is None else {"minutes": minutes}),
-        None if plan is None else plan.predicted,
+        None if planned is None else planned.predicted,
         None if initial is None else began_from(str(request.init_from), initial),
-        None if plan is None else plan.timetable,
+        None if planned is None else planned.timetable,
+        request.command,
     )
     return setup, corpus, tokenizer, device
 
 
-def _check_vocabulary(name: str, wanted: int, boundary: bool) -> None:
+def _preset_of(request: Request) -> Mapping[str, Mapping[str, Any]]:
+    """What a preset sets for corpus, model and training; nothing where none is asked for."""
+    if request.preset is None:
+        return {"corpus": {}, "model": {}, "train": {}}
+    if request.preset not in PRESETS:
+        raise UsageError(f"there is no preset {request.preset!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[request.preset]
+
+
+def _settled(
+    request: Request, preset: Mapping[str, Mapping[str, Any]], initial: ModelFile | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What is fixed for corpus, model and training before a text is read; impossible values are refused here."""
+    for_corpus, for_model, for_train = split_settings(request.settings)
+    for_corpus = {**preset["corpus"], **for_corpus}
+    for_model, for_train = {**preset["model"], **for_model}, {**preset["train"], **for_train}
+    if initial is not None:
+        for_model = shape_of(initial, for_model, for_train)
+    elif "vocab_size" in request.settings:
+        for_train.setdefault("tokenizer", "bpe")
+        _check_vocabulary(for_train["tokenizer"], for_model)
+    if request.steps is not None:
+        for_train["steps"] = request.steps
+    ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)
+    return for_corpus, for_model, for_train
+
+
+def _for_epochs(epochs: float, train: TrainConfig, tokens: int, view: View) -> TrainConfig:
+    """A configuration with the steps that read a text so often."""
+    per_epoch = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
+    train = train.replace(steps=max(1, math.ceil(epochs * per_epoch)))
+    if train.steps < _FEW_STEPS:
+        view.notice(f"{train.steps} steps in all: too few to learn much; raise --epochs, or leave the length out")
+    return train
+
+
+def _check_vocabulary(name: str, for_model: Mapping[str, Any]) -> None:
     """Refuses a vocabulary that has no room for the bytes, by the number that the user gave."""
-    if name == "bpe" and wanted < 256:
+    boundary = bool(for_model.get("boundary", ModelConfig.boundary))
+    if name == "bpe" and for_model["vocab_size"] < 256 + boundary:
         besides = " and the document boundary" if boundary else ""
         raise ConfigError(f"{256 + boundary} is the smallest --vocab-size: the single bytes{besides}")
 
@@ -133,7 +160,8 @@ def _check_merges(for_train: Mapping[str, Any], tokenizer: Tokenizer) -> None:
 
 def _check_length(corpus: Corpus, tokenizer: Tokenizer, model: ModelConfig, view: View) -> None:
     """Refuses, before anything is written, a text that repeats itself so evenly that hardly a token is left of it."""
-    if corpus.train.num_chars > _MAY_BE_FEW:
+    head = sum(len(tokenizer.encode(text)) for text in corpus.train.head(_HEAD))
+    if lanes_within(head, 1) >= 1:
         return
     tokens = len(corpus.encode(tokenizer, model.boundary_id, notice=view.notice).train)
     if lanes_within(tokens, 1) < 1:
@@ -143,7 +171,7 @@ def _check_length(corpus: Corpus, tokenizer: Tokenizer, model: ModelConfig, view
         )
 
 
-_MAY_BE_FEW = 100_000  # characters; an encoding of more than these takes time, and any text has enough of them
+_HEAD = 100_000  # characters: enough of nearly every text, and quickly encoded
 
 
 def device_of(request: Request, for_train: dict[str, Any], view: View) -> str:

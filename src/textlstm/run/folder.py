@@ -70,6 +70,8 @@ def run_folder(request: Request) -> Path:
         begun = request.out.is_dir() and any(not path.name.startswith(".") for path in request.out.iterdir())
         if begun and not request.resume:
             raise UsageError(f"{request.out} is not empty; add --resume to go on with it, or name another --out")
+        if request.resume_step is not None and not begun:
+            raise UsageError(f"there is no run in {request.out}, so none of its steps to go on from")
         if begun and not (request.out / "config.json").exists():
             raise UsageError(f"{request.out} is not a run folder: it has no config.json; name another --out")
         if request.sources or begun:

@@ -151,15 +151,15 @@ class Run:
         checkpoint = load_newest(self.folder / "checkpoints", self.view.notice)
         where = "the beginning" if checkpoint is None else f"step {checkpoint.step}"
         self.view.notice(f"memory ran out; going on from {where}: {portions(train)}")
-        self.train_curve.clear()
-        self.dev_curve.clear()
+        for curve in (self.train_curve, self.dev_curve, self.copied_curve):
+            curve.clear()
         return checkpoint
 
     def _trained(self, checkpoint: Checkpoint | None, initial: ModelFile | None) -> tuple[Trainer, str | None]:
         """Trains from a checkpoint or the beginning; the trainer, and why it was stopped, if it was."""
         trainer = self._trainer(initial)
         if self.group.size > 1:
-            self.group.share_checkpoint(trainer.checkpoint() if checkpoint is None else checkpoint)
+            self.group.share_checkpoint(trainer.beginning() if checkpoint is None else checkpoint)
         if checkpoint is None:
             for name in ("log.jsonl", "samples.md", MODEL_FILE):
                 (self.folder / name).unlink(missing_ok=True)
@@ -188,7 +188,7 @@ class Run:
     def follow(self, resumed: bool) -> None:
         """Trains as one of the ranks that write nothing."""
         trainer = self._trainer(None)
-        trainer.restore(self.group.share_checkpoint(None if resumed else trainer.checkpoint()))
+        trainer.restore(self.group.share_checkpoint(None if resumed else trainer.beginning()))
         with self._signals:
             reason = trainer.run(Callbacks(stop=self._signals.reason))
         if reason is not None:
@@ -495,7 +495,7 @@ class Run:
             },
             "versions": {name: version_of(name) for name in ("textlstm", "torch", "numpy", "tokenizers")},
             "date": datetime.now(UTC).date().isoformat(),
-            "command": self.request.command,
+            "command": self.request.command if self.setup.command is None else self.setup.command,
             "scores": dict(scores),
         }
 

@@ -104,6 +104,7 @@ class Setup:
         predicted: nats per character of the held-out text that `--minutes` expects; None where it cannot tell.
         began_from: what the card tells of the model begun from, which may be gone when the run is resumed.
         timetable: when a run planned for a time has to end.
+        command: what the run was begun with.
     """
 
     sources: Sequence[str]
@@ -118,24 +119,11 @@ class Setup:
     predicted: float | None = None
     began_from: Mapping[str, Any] | None = None
     timetable: Timetable | None = None
+    command: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return {
-            "version": 1,
-            "sources": list(self.sources),
-            "corpus": self.corpus.to_dict(),
-            "model": self.model.to_dict(),
-            "train": self.train.to_dict(),
-            "fingerprint": self.fingerprint,
-            "reasons": list(self.reasons),
-            "init_from": self.init_from,
-            "init_sha256": self.init_sha256,
-            "asked": dict(self.asked),
-            "predicted": self.predicted,
-            "began_from": None if self.began_from is None else dict(self.began_from),
-            "timetable": None if self.timetable is None else dataclasses.asdict(self.timetable),
-        }
+        return {"version": 1, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Setup:
@@ -153,6 +141,7 @@ class Setup:
             values.get("predicted"),
             values.get("began_from"),
             None if values.get("timetable") is None else Timetable(**values["timetable"]),
+            values.get("command"),
         )
 
     @classmethod

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from textlstm import metrics
-from textlstm.config import ModelConfig, TrainConfig
+from textlstm.config import LEAST_APART, LOOKS, ModelConfig, TrainConfig
 from textlstm.corpus import Batch, LaneReader
 from textlstm.errors import DivergedError, RunError, UsageError
 from textlstm.network import Lanes, RecurrentLM
@@ -34,8 +34,6 @@ from textlstm.trainer.spikes import SpikeGuard
 
 Weights = dict[str, NDArray[np.float32]]
 
-_LOOKS = 20  # looks at the development part per run, unless told otherwise
-_STEPS_PER_LOOK = 25  # at least: a look, a sample and a file cost as much as some steps
 _MOST_SECONDS_UNSAVED = 600.0  # else a run of twenty hours could lose two of them; asked for in steps, it is in steps
 _MAX_SKIPPED = 10  # steps in a row without finite numbers before the run is given up
 
@@ -165,7 +163,7 @@ class Trainer:
         model: the network's shape and regularisation.
         train: how it is trained.
         reader: the training text.
-        dev: the text that picks the best weights, or None.
+        dev: the text that is scored while training, and may pick the best weights; or None.
         initial: weights to begin from; None draws them.
         device: where to train.
         group: the processes that train together.
@@ -204,7 +202,9 @@ class Trainer:
         self._optimizer = AdamW(self._parameters, train.beta1, train.beta2, train.weight_decay)
         self._generator = torch.Generator(device).manual_seed(train.seed + 1)
         if self.group.size > reader.batch_size:
-            raise UsageError(f"{self.group.size} processes need as many lanes; --batch-size gives {reader.batch_size}")
+            raise UsageError(
+                f"{self.group.size} processes need as many lanes; text and --batch-size give {reader.batch_size}"
+            )
         self._rows = self.group.rows(reader.batch_size)
         self._state = self.network.zero_state(self._rows.stop - self._rows.start)
         self._loss = self.group.loss_of(self.network)
@@ -236,7 +236,7 @@ class Trainer:
     def look_every(self) -> int:
         """Steps between looks at the development part."""
         steps, every = self.config.steps, self.config.eval_every
-        return max(steps // _LOOKS, min(steps, _STEPS_PER_LOOK)) if every is None else every
+        return max(steps // LOOKS, min(steps, LEAST_APART)) if every is None else every
 
     @property
     def checkpoint_every(self) -> int:
@@ -366,7 +366,7 @@ class Trainer:
         self._ahead = self._fetch() if self._fetches_ahead else None
         self._state = states[0] if whole else State.stack(states)
         nats = math.fsum(float(cost) * share for cost, share in costs)  # waits for a GPU
-        return nats if whole else self.group.sum(nats)[0]
+        return nats if whole else self.group.sum(nats)
 
     def _apply(self, norm: torch.Tensor) -> None:
         config = self.config
@@ -401,7 +401,7 @@ class Trainer:
                 self.averaged, self.dev.ids, self.dev.chars, self.dev.bytes, context, protocol, metrics.WARM_UP
             )
             if self.group.size == 1
-            else self._score_together(self.dev, context, lanes)
+            else self._score_together(self.dev, context, lanes, protocol)
         )
         if not self.dev.chooses:
             return Look(self.step, dev, self._finite(), time.perf_counter() - started)
@@ -416,10 +416,9 @@ class Trainer:
         """Whether these weights are kept where nothing chooses: the latest ones, if they are numbers."""
         return all(bool(p.isfinite().all()) for p in self.averaged.parameters())
 
-    def _score_together(self, dev: Development, context: NDArray[Any], lanes: int) -> metrics.Score:
+    def _score_together(self, dev: Development, context: NDArray[Any], lanes: int, protocol: str) -> metrics.Score:
         """The score of the development part, each rank reading some of its lanes."""
-        length = -(-len(dev.ids) // lanes)
-        lanes = -(-len(dev.ids) // length)
+        lanes, length = metrics.lane_shape(len(dev.ids), lanes)
         own = self.group.rows(lanes)
         begin, end = own.start * length, min(own.stop * length, len(dev.ids))
         boundary, nats = self.averaged.config.boundary_id, 0.0
@@ -435,8 +434,7 @@ class Trainer:
             )
             nats = math.fsum(costs[: end - begin])
         tokens = len(dev.ids) if boundary is None else int((dev.ids != boundary).sum())
-        protocol = "stream" if lanes == 1 else f"stream-{lanes}"
-        return metrics.Score(protocol, dev.chars, dev.bytes, tokens, self.group.sum(nats)[0])
+        return metrics.Score(protocol, dev.chars, dev.bytes, tokens, self.group.sum(nats))
 
     def checkpoint(self) -> Checkpoint:
         """All that the next step depends on; all ranks have to ask for it."""
@@ -460,6 +458,11 @@ class Trainer:
             "steps": self.config.steps,
         }
         return Checkpoint(self.step, tensors, values)
+
+    def beginning(self) -> Checkpoint:
+        """The checkpoint of before the first step; all ranks have to ask for it."""
+        with self.group.together():
+            return self.checkpoint()
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:

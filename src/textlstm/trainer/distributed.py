@@ -125,13 +125,13 @@ class Group:
         """The lanes of this rank, of a batch of so many."""
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
-    def sum(self, *values: float) -> list[float]:
-        """Sums over the ranks."""
+    def sum(self, value: float) -> float:
+        """The sum over the ranks."""
         if self.size == 1:
-            return list(values)
-        numbers = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(numbers)
-        return [float(x) for x in numbers]
+            return value
+        number = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(number)
+        return float(number)
 
     def largest(self, value: int) -> int:
         """The largest value of any rank."""

@@ -60,7 +60,7 @@ def measure_step(
     Args:
         model, train: the configuration.
         device: where it trains.
-        seconds: how long to measure, at least three steps.
+        seconds: how long to measure; at least eight steps, of which the first three do not count.
         group: the processes that train together; all of them have to measure.
     """
     tokens = train.batch_size * train.seq_len * 64
