@@ -248,8 +248,8 @@ def test_int8_writes_where_it_runs():
     assert kernels.load("no such instruction set") is None
 
 
-def test_rounding_costs_less_than_three_thousandths_of_a_nat():
-    """On the model that ships: text of its own kind, which it writes, and text of another."""
+def test_computing_in_int8_costs_less_than_three_thousandths_of_a_nat():
+    """The rounded weights of the model that ships, in both engines: on text of its kind, and of another."""
     exact, rounded = (Model.load("shakespeare", engine) for engine in ("onnx", "int8"))
     for text in (rounded.generate("", max_chars=2_000, seed=0), make_text(2_000)):
         costs = [model.score(text).nats_per_char for model in (exact, rounded)]

@@ -27,3 +27,13 @@ def test_the_page_of_models_is_not_stale():
     page = ship.DOCS.read_text(encoding="utf-8")
     assert [line["name"] for line in lines] == list(ship.MODELS)
     assert pages.filled(page, "models", ship.table(lines)) == page, "run python benchmarks/quality/ship.py"
+
+
+def test_models_that_ship_are_the_measured_ones_and_small():
+    """What int8 costs was measured on the held-out text, against the weights in single precision."""
+    lines = [json.loads(line) for line in ship.RESULTS.read_text().splitlines()]
+    sizes = {path.stem: path.stat().st_size for path in ship.PLACE.glob("*.safetensors")}
+    assert sizes == {line["name"]: line["bytes"] for line in lines} and sum(sizes.values()) <= 12e6
+    for line in lines:
+        own, shipped = line["val"], line["int8"]
+        assert own["chars"] == shipped["chars"] and line["int8_costs"] <= 0.003

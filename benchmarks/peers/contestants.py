@@ -109,7 +109,7 @@ def by_textlstm(preset: str | None, text: str, minutes: float, seed: int) -> dic
     assert result.val is not None
     nats = result.val["nats_per_char"]
     curve.points.append((seconds, result.steps, nats))
-    return _result(result.params, result.steps, seconds, curve, nats)
+    return _result(result.params, result.steps, seconds, curve, nats) | {"predicted": result.predicted}
 
 
 def _result(params: int, steps: int, seconds: float, curve: Curve, nats: float) -> dict[str, Any]:

@@ -104,8 +104,8 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     if arguments.what == "fit":
-        print(fit(lines))
-        print("\n".join(table(lines, autopilot.LAW)))
+        print(found := fit(lines))
+        print("\n".join(table(lines, found)))
         return
     known = {(line["text"], line["flops"]) for line in lines}
     for flops in arguments.flops:

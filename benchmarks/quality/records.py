@@ -48,11 +48,11 @@ ROWS: dict[str, tuple[str, ...]] = {
         "--weight-dropout", "0.2", "--ema", "0.995", "--dev-fraction", "0", "--eval-every", "788", *ORIGINAL,
     ),
     "original-60": (  # the original's network and vocabulary; all else is ours
-        "tiny-shakespeare", "--preset", "original", "--steps", "3400", "--batch-size", "12", "--seq-len", "64",
+        "tiny-shakespeare", "--preset", "original", "--steps", "3200", "--batch-size", "12", "--seq-len", "64",
         "--jitter", "0.25", "--logit-scale", "1", "--lr", "4e-3", "--lr-final", "0", "--warmup", "0.03", "--clip", "1",
         "--weight-decay", "0.2", "--embed-dropout", "0.1", "--input-dropout", "0.2", "--output-dropout", "0.4",
         "--weight-dropout", "0.3", "--label-smoothing", "0.02", "--unigram-bias", "--spike-sigmas", "6",
-        "--ema", "0.997", "--merge-dropout", "0.1", "--eval-every", "340", *ORIGINAL,
+        "--ema", "0.997", "--merge-dropout", "0.1", "--eval-every", "320", *ORIGINAL,
     ),
     "gpt2-pruned-30": ("tiny-shakespeare", "--minutes", "30", "--tokenizer", "gpt2-pruned", *ORIGINAL),
 }  # fmt: skip
@@ -74,7 +74,8 @@ def trained(options: Sequence[str], folder: Path) -> dict[str, object]:
     model, settings = ModelConfig.from_dict(config["model"]), config["train"]
     tokens = answer["steps"] * settings["batch_size"] * settings["seq_len"]
     return {
-        "command": " ".join(["textlstm", *arguments]), "val": answer["val"], "steps": answer["steps"],
+        "command": " ".join(["textlstm", *arguments]), "val": answer["val"], "predicted": answer["predicted"],
+        "steps": answer["steps"],
         "seconds": answer["seconds"], "params": answer["params"], "flops": 3 * model.flops_per_token * tokens,
         "model": config["model"], "train": settings, "machine": before,
     }  # fmt: skip

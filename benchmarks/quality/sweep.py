@@ -22,6 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from textlstm.bench.card import machine_card
 from textlstm.config import ModelConfig
 from textlstm.corpus.named import find
 
@@ -60,6 +61,7 @@ def run(text: Path, flops: float, name: str) -> dict[str, object]:
     steps = steps_for(flops, options)
     bias = "--unigram-bias" if options.pop("unigram-bias") == "yes" else "--no-unigram-bias"
     flags = [bias, *(part for key, value in options.items() for part in (f"--{key}", value))]
+    machine = machine_card()
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "textlstm", "train", str(text), "--out", f"{folder}/run", "--steps", str(steps),
@@ -69,9 +71,13 @@ def run(text: Path, flops: float, name: str) -> dict[str, object]:
     if done.returncode:
         return {"configuration": name, "flops": flops, "failed": done.returncode}
     answer = json.loads(done.stdout.splitlines()[-1])
+    model = ModelConfig.from_dict(answer["config"]["model"])
     return {
         "configuration": name, "flops": flops, "steps": steps, "params": answer["params"],
         "seconds": answer["seconds"], "nats_per_char": answer["val"]["nats_per_char"],
+        # More or less than the budget where the tokenizer has another number of ids than was named.
+        "flops_taken": 3 * model.flops_per_token * steps * int(options["batch-size"]) * int(options["seq-len"]),
+        "machine": machine,
     }  # fmt: skip
 
 
