@@ -61,7 +61,7 @@ def measure(hidden: int, lanes: int, length: int) -> dict[str, Any]:
                 if attempt >= WARM_UP:
                     seconds[name].append(time.perf_counter() - started)
     peak = statistics.median(peaks)
-    flops = 3 * model.flops_per_token * lanes * length
+    flops = model.training_flops(lanes * length)
     return {
         "sgemm_gflops": round(peak / 1e9),
         "ms": {name: spread([1e3 * s for s in values]) for name, values in seconds.items()},

@@ -16,6 +16,7 @@ from pages import filled
 
 from textlstm import autopilot
 from textlstm.config import CorpusConfig
+from textlstm.files import write_atomically
 from textlstm.scoring.parts import FITTED_FROM
 
 PAGE = Path(__file__).parent / "autopilot.md"
@@ -67,7 +68,7 @@ def page() -> str:
 
 def main() -> None:
     """Writes the page."""
-    PAGE.write_text(page(), encoding="utf-8")
+    write_atomically(PAGE, page().encode())
 
 
 if __name__ == "__main__":

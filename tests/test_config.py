@@ -165,6 +165,7 @@ def test_sizes_of_a_tied_network_with_projection():
     assert config.num_params == 33 + 60 + 100 + 20 + 100 + 100 + 20 + 15 + 11
     # matrix-vector products: layer 0, layer 1, projection 5 -> 3, output 3 -> 11
     assert config.flops_per_token == 2 * (20 * 8 + 20 * 10 + 15 + 33)
+    assert config.training_flops(7) == 7 * 6 * (20 * 8 + 20 * 10 + 15 + 33)
 
 
 def test_sizes_of_an_untied_network_with_input_projection():

@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import texts
 from pages import filled
 
+from textlstm.files import write_atomically
+
 ROOT = Path(__file__).parents[2]
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "race.jsonl", ROOT / "docs"
 PAGE, PICTURE = "race.md", "race.svg"
@@ -157,6 +159,6 @@ def draw(results: Path, docs: Path | None) -> None:
         print(text)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PAGE).write_text(text, encoding="utf-8")
+    write_atomically(folder / PAGE, text.encode())
     if any(line["text"] == texts.TINY for line in lines):
         plot(lines, folder / PICTURE)

@@ -43,7 +43,7 @@ def run(name: str, text: Path, flops: float) -> dict[str, object]:
     proposal = autopilot.propose(flops / autopilot.USUAL_SHARE, known, 1.0, {})
     model = ModelConfig.from_dict(proposal.model)
     tokens = proposal.train["batch_size"] * proposal.train["seq_len"]
-    steps = max(1, round(flops / (3 * model.flops_per_token * tokens)))
+    steps = max(1, round(flops / model.training_flops(tokens)))
     count = known.tokens(model.vocab_size)
     merges = autopilot.merge_dropout(steps * tokens / count, count / model.vocab_size)
     options = {**proposal.model, **proposal.train, "merge_dropout": merges, "steps": steps}

@@ -76,9 +76,17 @@ def trained(options: Sequence[str], folder: Path) -> dict[str, object]:
     return {
         "command": " ".join(["textlstm", *arguments]), "val": answer["val"], "predicted": answer["predicted"],
         "steps": answer["steps"],
-        "seconds": answer["seconds"], "params": answer["params"], "flops": 3 * model.flops_per_token * tokens,
+        "seconds": answer["seconds"], "params": answer["params"], "flops": model.training_flops(tokens),
         "model": config["model"], "train": settings, "machine": before,
     }  # fmt: skip
+
+
+def insist_on_the_true_text() -> None:
+    """Ends the program where Tiny Shakespeare is not at hand as others measure on it."""
+    corpus = find("tiny-shakespeare")
+    assert corpus is not None
+    if not corpus.load(print).canonical:
+        sys.exit("this needs the true tinyshakespeare.txt: name its folder in TEXTLSTM_CORPORA")
 
 
 def main() -> None:
@@ -94,10 +102,7 @@ def main() -> None:
         for row, options in ROWS.items():
             print(f"{row:22} textlstm train {' '.join(options)}")
         return
-    corpus = find("tiny-shakespeare")
-    assert corpus is not None
-    if not corpus.load(print).canonical:
-        sys.exit("a record needs the true tinyshakespeare.txt: name its folder in TEXTLSTM_CORPORA")
+    insist_on_the_true_text()
     results = arguments.results
     lines = map(json.loads, results.read_text().splitlines()) if results.exists() else []
     known = {(line["row"], line["seed"]) for line in lines}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from records import ORIGINAL, ROWS, trained
+from records import ORIGINAL, ROWS, insist_on_the_true_text, trained
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import filled
@@ -63,7 +63,7 @@ MODELS = {
         " --weight-dropout 0.14 --ema 0.9985 --precision bf16 --dev-fraction 0 --eval-every 690",
     ),
     "python": Shipped(
-        "Python code", "the standard library of CPython, without its tests", STDLIB_LICENCE,
+        "Python code", "the standard library of CPython 3.11.7, without its tests", STDLIB_LICENCE,
         "python-stdlib --vocab-size 1024 --steps 16000 --hidden-size 288 --embed-size 288 --batch-size 12 --lr 8.4e-3"
         " --output-dropout 0.1 --layer-dropout 0.05 --input-dropout 0 --weight-dropout 0 --ema 0.9975"
         " --dev-fraction 0 --val-chars 200000 --eval-every 800",
@@ -159,6 +159,8 @@ def main() -> None:
     arguments.runs.mkdir(parents=True, exist_ok=True)
     if corpora := os.environ.get("TEXTLSTM_CORPORA"):
         os.environ["TEXTLSTM_CORPORA"] = str(Path(corpora).resolve())
+    if any(MODELS[name].options.startswith(("tiny-shakespeare", "plays")) for name in arguments.names):
+        insist_on_the_true_text()
     os.chdir(arguments.runs)  # the commands name their texts from here
     for name in arguments.names:
         known[name] = ship(name)

@@ -51,7 +51,7 @@ def steps_for(flops: float, options: dict[str, str]) -> int:
     )
     model = ModelConfig(vocab_size=vocab, embed_size=embed, hidden_size=hidden, num_layers=layers)
     tokens = int(options["batch-size"]) * int(options["seq-len"])
-    return max(1, round(flops / (3 * model.flops_per_token * tokens)))
+    return max(1, round(flops / model.training_flops(tokens)))
 
 
 def run(text: Path, flops: float, name: str) -> dict[str, object]:
@@ -76,7 +76,7 @@ def run(text: Path, flops: float, name: str) -> dict[str, object]:
         "configuration": name, "flops": flops, "steps": steps, "params": answer["params"],
         "seconds": answer["seconds"], "nats_per_char": answer["val"]["nats_per_char"],
         # More or less than the budget where the tokenizer has another number of ids than was named.
-        "flops_taken": 3 * model.flops_per_token * steps * int(options["batch-size"]) * int(options["seq-len"]),
+        "flops_taken": model.training_flops(steps * int(options["batch-size"]) * int(options["seq-len"])),
         "machine": machine,
     }  # fmt: skip
 

@@ -216,12 +216,19 @@ class ModelConfig(Config):
         """Floating-point operations of one forward pass for one token, counted from the matrix sizes.
 
         A multiplication and an addition count as two; the embedding is a table look-up and counts nothing,
-        element-wise work is left out. A training step costs three times as much.
+        element-wise work is left out.
         """
         shapes = self.tensor_shapes()
         matrices = sum(math.prod(s) for n, s in shapes.items() if len(s) == 2 and n != "embedding.weight")
         tied_output = self.vocab_size * self.embed_size if self.tie_embeddings else 0
         return 2 * (matrices + tied_output)
+
+    def training_flops(self, tokens: int) -> int:
+        """Floating-point operations of training on so many tokens: thrice those of reading them.
+
+        Each product of the forward pass has two on the way back, for its weights and for its inputs.
+        """
+        return 3 * self.flops_per_token * tokens
 
 
 @dataclass(frozen=True)

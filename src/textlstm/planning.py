@@ -270,7 +270,7 @@ def _prediction(
     """The loss that the run should end with; nobody knows it for a network or a vocabulary of the user's."""
     if choice.asked or train.tokenizer != "bpe" or not choice.corpus.val.num_chars:
         return None
-    operations = 3 * model.flops_per_token * train.steps * train.batch_size * train.seq_len
+    operations = model.training_flops(train.steps * train.batch_size * train.seq_len)
     return autopilot.predict(operations, tokens, anchor_of(choice.corpus, tokenizer, model.vocab_size))
 
 

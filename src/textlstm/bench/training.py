@@ -54,7 +54,7 @@ def measure(
             "tokens_per_second": rate,
             "step_ms": 1e3 * per_step,
             "sgemm_gflops": round(peak / 1e9),
-            "share_of_sgemm": 3 * model.flops_per_token * rate / peak,
+            "share_of_sgemm": model.training_flops(1) * rate / peak,
             "speedup": rate / rows[0]["tokens_per_second"] if rows else 1.0,
             "peak_megabytes": {"largest": max(memory), "together": sum(memory)},
         }

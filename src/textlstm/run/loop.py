@@ -237,7 +237,7 @@ class Run:
             uniform=uniform,
             unigram=unigram,
             costs_of=text,
-            flops_per_token=3 * model.flops_per_token,
+            flops_per_token=model.training_flops(1),
             peak=sgemm_peak(self.device, seconds=0.15),  # a run waits for it
             shown=self.shown,
         )
@@ -354,7 +354,7 @@ class Run:
     def _copies(self) -> CopyMeter | None:
         """What measures copies, or None: the text is long beside the run, or the extra is not installed."""
         train, config = self.corpus.train, self.setup.train
-        flops = 3 * self.setup.model.flops_per_token * config.steps * config.batch_size * config.seq_len
+        flops = self.setup.model.training_flops(config.steps * config.batch_size * config.seq_len)
         if not isinstance(train, Part) or not CopyMeter.pays(train.num_bytes, flops):
             return None
         human = self.corpus.dev.text if self.chooses else self.corpus.val.text

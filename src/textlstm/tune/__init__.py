@@ -495,7 +495,7 @@ class _Tuner:
         """The steps that a trial's compute allows, and the averaging that goes with them."""
         if self.search.flops is not None:
             # A training step costs three times a forward pass.
-            steps = round(self.search.flops / (3 * model.flops_per_token * lanes * train.seq_len))
+            steps = round(self.search.flops / model.training_flops(lanes * train.seq_len))
         else:
             assert self.search.minutes is not None
             minutes = self.search.minutes
