@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 
 from card import report
-
-from textlstm.corpus.named import find
+from tiny import true_text
 
 TARGET = "1.9007"  # nats per character: 5.86 per GPT-2 token
 
@@ -42,10 +41,7 @@ def time_to_loss(folder: str) -> dict[str, float]:
 
 def main() -> None:
     """Runs it."""
-    corpus = find("tiny-shakespeare")
-    assert corpus is not None
-    if not corpus.load(print).canonical:
-        sys.exit("this benchmark needs the true Tiny Shakespeare; name its folder in TEXTLSTM_CORPORA")
+    true_text()  # or the program ends
     if folder := os.environ.get("TEXTLSTM_CORPORA"):
         os.environ["TEXTLSTM_CORPORA"] = str(Path(folder).resolve())
     with tempfile.TemporaryDirectory() as folder:

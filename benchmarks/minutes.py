@@ -4,7 +4,7 @@
 
 Each case is a process of its own, timed from outside; inside, the parts of a run are timed as they are called. FOLDER
 holds the true tinyshakespeare.txt; the gigabyte is made by `big_corpus.py` and kept in --folder (default: a temporary
-one). `preparing` is what is left: the start of the process, reading, encoding, measuring the machine. Cases that are
+one). `preparing` is all else: the start of the process, reading, encoding, measuring the machine. Cases that are
 named are measured anew, the others keep their numbers.
 """
 
@@ -96,14 +96,16 @@ def measure(source: str, minutes: float, folder: Path) -> dict[str, Any]:
 def source_of(text: str, folder: Path) -> str:
     """What `train` is given for a text."""
     from big_corpus import make_text
+    from tiny import true_text
 
     if text == GIGABYTE:
         path = folder / "1GB.txt"
         make_text(path, 1_000_000_000)
     elif text == SHORT:
         path = folder / "10kB.txt"
-        path.write_text(Path(os.environ["TEXTLSTM_CORPORA"], "tinyshakespeare.txt").read_text("utf-8")[:10_000])
+        path.write_text(true_text()[:10_000], encoding="utf-8")
     else:
+        true_text()
         return "tiny-shakespeare"
     return str(path)
 
@@ -117,7 +119,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="which; none: all")
     parser.add_argument("--folder", type=Path, help="where texts and runs are kept")
     arguments = parser.parse_args()
-    from card import report  # not before: a run shall import what it needs by itself
+    from card import machine_card, report  # not before: a run shall import what it needs by itself
 
     written = Path(__file__).parent / "results" / "minutes.json"
     results = json.loads(written.read_text()) if arguments.cases and written.exists() else {}
@@ -127,7 +129,8 @@ def main() -> None:
         for case in arguments.cases or CASES:
             text, minutes = CASES[case]
             with tempfile.TemporaryDirectory(dir=folder) as runs:
-                results[case] = measure(source_of(text, Path(folder).resolve()), minutes, Path(runs).resolve())
+                source, machine = source_of(text, Path(folder).resolve()), machine_card()
+                results[case] = {**measure(source, minutes, Path(runs).resolve()), "machine": machine}
             print(json.dumps({case: results[case]}), file=sys.stderr)
     report("minutes", results)
 

@@ -25,6 +25,7 @@ from textlstm.autopilot import (
     most_held_out,
     predict,
     propose,
+    steps_apart,
     steps_within,
     temperature,
     vocabulary,
@@ -261,20 +262,30 @@ COSTS = st.floats(0, 20)
 @RULE
 @given(st.floats(1, 36_000), st.floats(1e-4, 10), st.floats(0, 1000), COSTS, COSTS)
 def test_steps_fit(seconds, per_step, final, look, save):
-    def took(steps: int) -> float:
-        """Every cost one by one, as they are said to come."""
-        every = max(steps // 20, min(steps, 25))
-        looks = sum(1 for step in range(every, steps + 1, every))
-        return final + steps * per_step + looks * look + -(-looks // 2) * save
-
     steps = steps_within(seconds, per_step, final, look, save)
+    apart = steps_apart(steps, per_step, look, save)
+    every = max(steps // 20, min(steps, 25)) if apart is None else apart
+    looks = sum(1 for step in range(every, steps + 1, every))
+    took = final + steps * per_step + looks * look + -(-looks // 2) * save  # every cost one by one
     assert steps >= 1
     if steps > 1:
-        assert took(steps) <= seconds + look + save + 1e-6
+        assert took <= seconds + look + save + 1e-6
+    if steps >= 100:
+        besides = (looks - 1) * (look + save / 2)
+        assert 3 <= looks <= 21 and (looks <= 5 or besides <= 0.06 * (seconds - final))
     assert steps_within(2 * seconds, per_step, final, look, save) >= steps
     assert steps_within(seconds, 2 * per_step, final, look, save) <= steps
     assert steps_within(seconds, per_step, final, 2 * look, save) <= steps
     assert steps_within(seconds, per_step, final) >= (seconds - final) * 0.97 / per_step - 1  # no time is wasted
+
+
+def test_looks_are_apart_by_what_they_cost():
+    """A hundred seconds of steps of 0.1 s: a twentieth of the time is 20 looks of 0.25 s, and 10 of 0.5 s."""
+    for look, apart in ((0.2, None), (0.25, None), (0.5, 100), (1.0, 200), (1.25, 250), (60.0, 250)):
+        found = steps_apart(1000, 0.1, look, 0.0)
+        assert found == apart or (apart and abs(found - apart) <= 0.09 * apart)
+    assert steps_apart(99, 0.1, 60.0, 0.0) is None  # 25 apart, as where no time was asked
+    assert steps_within(100, 0.1, 0, 1.0, 0, 10) == int(100 / (0.1 * 1.03 + 0.1))  # as asked, whatever it costs
 
 
 def test_one_step_where_none_fits():

@@ -25,7 +25,7 @@ import textlstm
 from textlstm import autopilot, cli
 from textlstm.config import CorpusConfig, ModelConfig, TrainConfig
 from textlstm.engine import writing_engine
-from textlstm.errors import COMES_AGAIN, LostRankError
+from textlstm.errors import COMES_AGAIN, LostRankError, NoMemoryError
 from textlstm.legacy import import_checkpoint
 from textlstm.model import Model
 from textlstm.model_file import write_model
@@ -87,12 +87,14 @@ def test_a_rank_tells_who_started_it_which_errors_come_again(run, tmp_path, own_
         done = run("info", name, "--json")
         assert (done.code, done.json["exit_code"]) == (code, told)
 
-    def lose(*arguments):
-        raise LostRankError("rank 0 lost rank 1")
+    for kind in (LostRankError, NoMemoryError):
 
-    monkeypatch.setattr("textlstm.run.train", lose)
-    done = run("train", "broken", "--json")
-    assert done.code == 1 and done.json == {"error": "rank 0 lost rank 1", "exit_code": 1}
+        def lose(*arguments, kind=kind):
+            raise kind("rank 0 lost rank 1")
+
+        monkeypatch.setattr("textlstm.run.train", lose)
+        done = run("train", "broken", "--json")
+        assert done.code == 1 and done.json == {"error": "rank 0 lost rank 1", "exit_code": 1}
 
 
 def test_a_full_disk_and_an_interrupt_in_json(run, model, tmp_path, monkeypatch):
@@ -724,6 +726,19 @@ def test_a_configuration_holds_text_out_in_one_way(run, monkeypatch, tmp_path, s
     (request,) = asked
     told = {name: request.settings.get(name) for name in ("val", "val_chars", "val_fraction")}
     assert {name: value for name, value in told.items() if value is not None} == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "timetable", "kept"),
+    [({}, {"seconds": 60}, False), ({"eval_every": 97}, {"seconds": 60}, True), ({}, None, True)],
+)
+def test_looks_that_suited_another_time_are_left_to_the_plan(run, monkeypatch, tmp_path, asked, timetable, kept):
+    requests = []
+    monkeypatch.setattr("textlstm.cli.training._train", lambda request, quiet: requests.append(request) or sys.exit(0))
+    train = TrainConfig(eval_every=97).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps({"train": train, "asked": asked, "timetable": timetable}))
+    run("train", "a.txt", "--config", "config.json", "--minutes", "60")
+    assert requests[0].settings.get("eval_every") == (97 if kept else None)
 
 
 def test_every_text_is_shown_even_when_the_first_ends_last_and_on_nothing(model, run):

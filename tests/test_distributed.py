@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -429,6 +430,21 @@ def test_only_what_may_go_better_is_tried_again(monkeypatch, capsys, codes, atte
     assert len(lines) == attempts and all(line.startswith(f"{told}; all 2 processes were stopped") for line in lines)
     again = "; beginning again from the last checkpoint, if there is one"
     assert [line.endswith(again) for line in lines] == [True] * (attempts - 1) + [False]
+
+
+@pytest.mark.parametrize(("code", "attempts"), [(COMES_AGAIN, 3), (1, 3), (2, 1), (3, 1)])
+def test_of_several_hosts_each_tries_again(monkeypatch, capsys, code, attempts):
+    """None knows what ended another one, and would wait an hour for it otherwise."""
+
+    def fail(*arguments):
+        raise ChildFailedError("python", {0: ProcessFailure(0, 1, code, "no file")})
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda config, entry: fail)
+    monkeypatch.setattr(launch, "_variables", lambda processes: {})
+    monkeypatch.setattr(launch, "_interface_to", lambda meeting: None)
+    host = SimpleNamespace(number=1, meeting=("127.0.0.1", 1))
+    assert launch.launch(2, ["train"], restarts=2, host=host) == (1 if code == COMES_AGAIN else code)
+    assert len(capsys.readouterr().err.splitlines()) == attempts
 
 
 # --- two hosts -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "quality"))
 import pages
 import ship
 
+from textlstm.model_file import read_model
+
 
 def test_a_table_is_filled_in_between_its_markers():
     page = "head\n<!-- a -->\nold\nlines\n<!-- end of a -->\nrest\n<!-- b -->\n<!-- end of b -->\n"
@@ -30,10 +32,11 @@ def test_the_page_of_models_is_not_stale():
 
 
 def test_models_that_ship_are_the_measured_ones_and_small():
-    """What int8 costs was measured on the held-out text, against the weights in single precision."""
+    """By their hash; what int8 costs was measured on the held-out text, against the weights in single precision."""
     lines = [json.loads(line) for line in ship.RESULTS.read_text().splitlines()]
     sizes = {path.stem: path.stat().st_size for path in ship.PLACE.glob("*.safetensors")}
     assert sizes == {line["name"]: line["bytes"] for line in lines} and sum(sizes.values()) <= 12e6
     for line in lines:
+        assert read_model(ship.PLACE / f"{line['name']}.safetensors").identity == line["identity"]
         own, shipped = line["val"], line["int8"]
         assert own["chars"] == shipped["chars"] and line["int8_costs"] <= 0.003

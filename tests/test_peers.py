@@ -206,7 +206,7 @@ def test_ours_is_scored_for_the_curve_when_its_run_is_over(tmp_path, monkeypatch
     """Its own clock would count the scores, and it would take fewer steps."""
     monkeypatch.setenv("TEXTLSTM_CACHE", str(tmp_path))
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 200)
-    monkeypatch.setattr("textlstm.autopilot.Timetable.recount", lambda self, looks, steps: 150)
+    monkeypatch.setattr("textlstm.autopilot.Timetable.recount", lambda self, looks, steps, warmup: 150)
     train, load, over = contestants.run.train, contestants.Model.load, []
     monkeypatch.setattr(contestants.run, "train", lambda *asked: over.append(train(*asked)) or over[0])
     monkeypatch.setattr(contestants.Model, "load", lambda *asked, **how: over and load(*asked, **how))

@@ -537,7 +537,7 @@ def test_a_model_outlives_its_damaged_checkpoints(book, tmp_path):
 def test_three_minutes_are_a_plan_too(book, tmp_path, monkeypatch):
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: STEPS)
     result = train(request(book, tmp_path / "run", None))
-    assert result.config["asked"] == {"minutes": 3.0}
+    assert result.config["asked"] == {"minutes": 3.0, "eval_every": 10}
     assert train(request(book, tmp_path / "run", None, minutes=3.0, resume=True)) == result
 
 
@@ -578,7 +578,7 @@ def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book,
     """The steps were counted at step 10; a checkpoint of there knows of it, and passes that had begun stay theirs."""
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
     monkeypatch.setattr(
-        "textlstm.autopilot.Timetable.recount", lambda self, looks, steps: 56 if looks[-1][0] == 10 else steps
+        "textlstm.autopilot.Timetable.recount", lambda self, looks, steps, warmup: 56 if looks[-1][0] == 10 else steps
     )
     options = {"tokenizer": "bpe", "vocab_size": 300, "merge_dropout": 0.4, "checkpoint_every": 100}
     asked = {"minutes": 0.01, "settings": options}
@@ -607,7 +607,7 @@ def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book,
 def test_that_the_steps_changed_is_told_once(book, tmp_path, monkeypatch):
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
     monkeypatch.setattr(
-        "textlstm.autopilot.Timetable.recount", lambda self, looks, steps: steps + 4 * (looks[-1][0] < 20)
+        "textlstm.autopilot.Timetable.recount", lambda self, looks, steps, warmup: steps + 4 * (looks[-1][0] < 20)
     )
     view = Watch()
     train(request(book, tmp_path / "run", None, minutes=0.01, settings={"eval_every": 4}), view)
@@ -620,7 +620,7 @@ def test_a_run_goes_on_by_the_number_of_steps_of_its_checkpoint(book, tmp_path, 
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
     recounts = []
     monkeypatch.setattr(
-        "textlstm.autopilot.Timetable.recount", lambda self, looks, steps: recounts.append(looks[:]) or steps
+        "textlstm.autopilot.Timetable.recount", lambda self, looks, steps, warmup: recounts.append(looks[:]) or steps
     )
     whole = train(request(book, tmp_path / "whole", None, minutes=0.01))
     with pytest.raises(Interrupted):
@@ -640,7 +640,7 @@ def test_a_run_goes_on_by_the_number_of_steps_of_its_checkpoint(book, tmp_path, 
 
 def test_where_the_new_number_of_steps_cannot_be_kept_it_stays_the_old_one(book, tmp_path, monkeypatch):
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 24)
-    monkeypatch.setattr("textlstm.autopilot.Timetable.recount", lambda self, looks, steps: 30)
+    monkeypatch.setattr("textlstm.autopilot.Timetable.recount", lambda self, looks, steps, warmup: 30)
     written = []
 
     def refuse(path, data):
@@ -732,6 +732,7 @@ def test_out_must_be_new(book, tmp_path):
         ({"steps": None, "minutes": 0.0}, UsageError, "minutes"), ({"preset": "orignal"}, UsageError, "orignal"),
         ({"settings": {"hiden_size": 3}}, ConfigError, "hidden_size"), ({"steps": 0}, ConfigError, "steps"),
         ({"settings": {"tokenizer": "bpe", "vocab_size": 10}}, ConfigError, "257 is the smallest --vocab-size"),
+        ({"settings": {"vocab_size": "many"}}, ConfigError, "vocab_size"),
         ({"settings": {"tokenizer": "nope"}}, UsageError, "nope"), ({"init_from": "nowhere"}, UsageError, "nowhere"),
         ({"settings": {"lr": -1.0}}, ConfigError, "lr"), ({"settings": {"val_fraction": 1.5}}, ConfigError, "val"),
         ({"settings": {"val": "few.txt", "val_chars": 100}}, UsageError, "one way to hold text out"),
@@ -1014,6 +1015,12 @@ def test_a_closed_terminal_that_is_told_again_does_not_stop_what_is_written_last
         assert signals.reason() == "SIGHUP" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_vocabulary_that_is_asked_for_counts_more_than_that_of_a_preset(book, tmp_path):
+    settings = {"val_chars": 200, "vocab_size": 300}
+    result = train(Request([str(book)], tmp_path / "run", steps=1, preset="original-char", settings=settings))
+    assert (result.config["train"]["tokenizer"], result.config["model"]["vocab_size"]) == ("bpe", 300)
 
 
 def test_preset_of_the_original(book, tmp_path):

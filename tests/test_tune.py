@@ -25,6 +25,7 @@ from textlstm.corpus import read_corpus
 from textlstm.errors import ConfigError, DivergedError, Interrupted, MissingExtraError, RunError, UsageError
 from textlstm.model_file import read_model
 from textlstm.trainer import Trainer
+from textlstm.trainer.device import usual_precision
 from textlstm.tune import BEST_FILE, SEARCH_FILE, TRIALS_FILE, Search, tune
 from textlstm.tune.show import PlainTuneView, TuneView, show_found
 
@@ -332,8 +333,10 @@ def test_help_tells_what_a_trial_takes(book):
     assert told["embed_size"].endswith("[default: as --hidden-size]") and config["embed_size"] == 16
     assert told["ema"].endswith("[default: spans a twelfth of the trial]")
     assert config["ema"] == averaging(found.best.steps, 1 / 12)
-    names = {*TrainConfig.__dataclass_fields__, *ModelConfig.__dataclass_fields__} - {"precision"}
-    for name in names & told.keys() - searched - {"embed_size", "ema"}:
+    names = {*TrainConfig.__dataclass_fields__, *ModelConfig.__dataclass_fields__}
+    assert told["precision"].endswith("[default: bf16 with AMX, else fp32]")
+    assert config["precision"] == usual_precision("cpu")
+    for name in names & told.keys() - searched - {"embed_size", "ema", "precision"}:
         default = told[name].rpartition("[default: ")[2].rstrip("]")
         assert config[name] is None or default == str(config[name]), name
 

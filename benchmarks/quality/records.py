@@ -20,9 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from card import machine_card
+from tiny import true_text
 
 from textlstm.config import ModelConfig
-from textlstm.corpus.named import find
 
 RESULTS = Path(__file__).parents[1] / "results" / "records.jsonl"
 ORIGINAL = ("--val-chars", "104217")  # the split of the original program; without it the last tenth, `tail10`
@@ -81,14 +81,6 @@ def trained(options: Sequence[str], folder: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def insist_on_the_true_text() -> None:
-    """Ends the program where Tiny Shakespeare is not at hand as others measure on it."""
-    corpus = find("tiny-shakespeare")
-    assert corpus is not None
-    if not corpus.load(print).canonical:
-        sys.exit("this needs the true tinyshakespeare.txt: name its folder in TEXTLSTM_CORPORA")
-
-
 def main() -> None:
     """Runs what is asked, in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,7 +94,7 @@ def main() -> None:
         for row, options in ROWS.items():
             print(f"{row:22} textlstm train {' '.join(options)}")
         return
-    insist_on_the_true_text()
+    true_text()  # or the program ends
     results = arguments.results
     lines = map(json.loads, results.read_text().splitlines()) if results.exists() else []
     known = {(line["row"], line["seed"]) for line in lines}

@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from records import ORIGINAL, ROWS, insist_on_the_true_text, trained
+from records import ORIGINAL, ROWS, trained
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import filled
+from tiny import true_text
 
 from textlstm.bench.quality import training_corpus
 from textlstm.corpus import Part
 from textlstm.corpus.named import PLAYS_LICENCE, STDLIB_LICENCE, TINY_LICENCE
 from textlstm.files import write_atomically
 from textlstm.model import Model
-from textlstm.model_file import amend_card
+from textlstm.model_file import amend_card, read_model
 
 ROOT = Path(__file__).parents[2]
 PLACE, RESULTS, DOCS = ROOT / "src/textlstm/models", ROOT / "benchmarks/results/shipped.jsonl", ROOT / "docs/models.md"
@@ -127,7 +128,13 @@ def ship(name: str) -> dict[str, object]:
     if lost > MOST_LOST:
         sys.exit(f"{name} loses {lost:.4f} nats/char by int8: more than {MOST_LOST}")
     line |= {"int8": shipped_score.to_dict(), "int8_costs": lost, "licence": shipped.licence, "source": shipped.source}
-    return {"name": name, "about": shipped.about, **line, "bytes": path.stat().st_size}
+    return {
+        "name": name,
+        "about": shipped.about,
+        **line,
+        "bytes": path.stat().st_size,
+        "identity": read_model(path).identity,
+    }
 
 
 def table(lines: list[dict[str, Any]]) -> list[str]:
@@ -160,7 +167,7 @@ def main() -> None:
     if corpora := os.environ.get("TEXTLSTM_CORPORA"):
         os.environ["TEXTLSTM_CORPORA"] = str(Path(corpora).resolve())
     if any(MODELS[name].options.startswith(("tiny-shakespeare", "plays")) for name in arguments.names):
-        insist_on_the_true_text()
+        true_text()  # or the program ends
     os.chdir(arguments.runs)  # the commands name their texts from here
     for name in arguments.names:
         known[name] = ship(name)

@@ -22,9 +22,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from textlstm.bench.card import machine_card
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from card import machine_card
+from tiny import true_text
+
 from textlstm.config import ModelConfig
-from textlstm.corpus.named import find
 
 HELD_OUT = 111_540
 BASE = {
@@ -36,16 +38,11 @@ BASE = {
 
 def tuning_text() -> str:
     """Tiny Shakespeare without the held-out text of either split; the rebuilt text is refused."""
-    corpus = find("tiny-shakespeare")
-    assert corpus is not None
-    loaded = corpus.load(lambda line: print(line, file=sys.stderr))
-    if not loaded.canonical:
-        sys.exit("this needs the true tinyshakespeare.txt: name its folder in TEXTLSTM_CORPORA")
-    return loaded.documents[0].text[:-HELD_OUT]
+    return true_text()[:-HELD_OUT]
 
 
 def steps_for(flops: float, options: dict[str, str]) -> int:
-    """Steps that a budget allows; a training step costs three times a forward pass."""
+    """Steps that a budget allows."""
     vocab, embed, hidden, layers = (
         int(options[name]) for name in ("vocab-size", "embed-size", "hidden-size", "num-layers")
     )

@@ -307,27 +307,8 @@ _TOKENIZER_CHARS = 10_000_000
 LEAST_SAMPLE = 1_000_000
 
 
-def steps_apart(per_step: float, look: float, save: float) -> int:
-    """Steps from one look to the next, at least, so that looks take a twentieth of the time.
-
-    Args:
-        per_step, look, save: as `steps_within` takes them.
-    """
-    return max(LEAST_APART, math.ceil((look + save / 2) / (_LOOKING * per_step)))
-
-
-_LOOKING = 0.05  # share of a run's time
-
-
 def steps_within(
-    seconds: float,
-    per_step: float,
-    final: float,
-    look: float = 0.0,
-    save: float = 0.0,
-    looks: int = LOOKS,
-    apart: int = LEAST_APART,
-    fewest: int = 0,
+    seconds: float, per_step: float, final: float, look: float = 0.0, save: float = 0.0, every: int | None = None
 ) -> int:
     """Number of steps that fit.
 
@@ -337,14 +318,34 @@ def steps_within(
         final: seconds that the final score takes.
         look: seconds per look at the development part, sample and files included.
         save: seconds per checkpoint, one with every second look.
-        looks, apart, fewest: how many looks a run takes, unless they come nearer to each other than so many steps; and
-            how many all the same.
+        every: steps from one look to the next; None is as `steps_apart` says.
     """
     left, besides, step = seconds - final - save, look + save / 2, per_step * (1 + _SMALL_THINGS)
-    most, least = ((left - number * besides) / step for number in (fewest, looks))
-    return max(1, int(max(least, min(most, left / (step + besides / apart)))))
+    looks = _looks(left, besides)
+    steps = (left - looks * besides) / step
+    if every is not None or steps < looks * LEAST_APART:
+        steps = left / (step + besides / (LEAST_APART if every is None else every))
+    return max(1, int(steps))
 
 
+def steps_apart(steps: int, per_step: float, look: float, save: float) -> int | None:
+    """Steps from one look to the next where 20 of them would take more than a twentieth of the time; else None.
+
+    Args:
+        steps: of the run.
+        per_step, look, save: as `steps_within` takes them.
+    """
+    besides = look + save / 2
+    looks = _looks(steps * per_step * (1 + _SMALL_THINGS) / (1 - _LOOKING), besides)
+    return None if looks == LOOKS or steps < looks * LEAST_APART else math.ceil(steps / looks)
+
+
+def _looks(seconds: float, each: float) -> float:
+    """How many looks take a twentieth of some time; four all the same, so that there is something to choose from."""
+    return max(_FEWEST_LOOKS, min(LOOKS, _LOOKING * seconds / max(each, 1e-9)))
+
+
+_LOOKING, _FEWEST_LOOKS = 0.05, 4
 _SMALL_THINGS = 0.03  # share of a step's time that goes into the log, the screen and the memory
 
 
@@ -360,16 +361,14 @@ class Timetable:
         ending: seconds of them that what comes after the last step takes.
         steps: as many as were planned.
         most_steps: beyond which the text teaches no more.
-        warmup: share of the steps over which the learning rate rises.
     """
 
     seconds: float
     ending: float
     steps: int
     most_steps: int
-    warmup: float = 0.03
 
-    def recount(self, looks: Sequence[tuple[int, float]], steps: int) -> int:
+    def recount(self, looks: Sequence[tuple[int, float]], steps: int, warmup: float) -> int:
         """How many steps the run should take in all.
 
         Counted between a tenth and half of the run, and after the warm-up: before, too little is known; after, the
@@ -378,17 +377,18 @@ class Timetable:
         chose all else. No more than thrice as many at once, and none with which the rate would warm up again.
 
         Args:
-            looks: steps done and seconds passed at each look. From one to the next is told how fast steps are; before
+            looks: steps done and seconds passed, some times. From one to the next is told how fast steps are; before
                 the first one they carry what a process does once.
             steps: of the whole run, as it stands.
+            warmup: share of them over which the learning rate rises.
 
         Returns:
             Another number of steps where the run would miss its end by a twentieth of them, else the same one.
         """
         step, passed = looks[-1]
-        if not max(0.1, self.warmup) <= step / steps <= 0.5 or len(looks) < 2:
+        if not max(0.1, warmup) <= step / steps <= 0.5 or len(looks) < 2:
             return steps
-        most = min(self.most_steps, 3 * steps, int(step / self.warmup) if self.warmup else 3 * steps)
+        most = min(self.most_steps, 3 * steps, int(step / warmup) if warmup else 3 * steps)
         fit = step + int(max(0.0, self.seconds - self.ending - passed) / pace(looks))
         wanted = max(step + 1, min(max(fit, self.steps // 2), most))
         return steps if abs(wanted - steps) <= steps / 20 else wanted

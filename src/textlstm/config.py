@@ -133,6 +133,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         del settings[name]  # a run's file has every field, also those that did not count
     if any(settings.get(name) is not None for name in UNBOUNDED):
         settings.pop("max_val_chars", None)
+    if values.get("timetable") is not None and "eval_every" not in values.get("asked", {}):
+        settings.pop("eval_every", None)  # it suited the time of that run
     if not settings:
         raise ConfigError(f"{path} is no configuration: none of the sections corpus, model and train is in it")
     return settings
@@ -315,7 +317,9 @@ class TrainConfig(Config):
     unigram_bias: bool = option(True, "begin the output bias at the logarithms of the tokens' frequencies")
     seed: int = option(0, "seed of initialisation, dropout and order of the text")
     eval_every: int | None = option(
-        None, "steps between looks at the development part; default: 20 looks a run, 25 steps apart at least"
+        None,
+        "steps between looks at the development part; default: 20 looks a run, 25 steps apart at least; "
+        "fewer where they would take more than a twentieth of --minutes",
     )
     sample_every: int | None = option(None, "samples only at looks whose step is a multiple of this; default: at each")
     checkpoint_every: int | None = option(

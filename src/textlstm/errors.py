@@ -7,7 +7,8 @@
     ├── ModelFileError            exit 1   a model file or checkpoint that is damaged, foreign or too new
     ├── CodingError               exit 1   a compressed file that is damaged, foreign, or of another model
     ├── RunError                  exit 1   a run folder that cannot be used or resumed
-    │   └── LostRankError         exit 1   another process that trains along is gone, or never came
+    │   ├── LostRankError         exit 1   another process that trains along is gone, or never came
+    │   └── NoMemoryError         exit 1   memory ran out
     ├── MissingExtraError         exit 1   an optional part of textlstm is not installed
     ├── DivergedError             exit 3   training produced numbers that are not finite
     ├── BusyError                 exit 1   a server that has no room or no time for a request
@@ -18,8 +19,8 @@ Each message says what was wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-#: What a rank ends with instead of 1 after any error of ours but LostRankError, so that who started it knows that the
-#: error comes again. A user sees 1: `trainer.launch` and torchrun end with that.
+#: What a rank ends with instead of 1 after an error that comes again, so that who started it knows. A user sees 1:
+#: `trainer.launch` and torchrun end with that.
 COMES_AGAIN = 4
 
 
@@ -27,6 +28,7 @@ class TextLSTMError(Exception):
     """Base of all errors that textlstm raises on purpose."""
 
     exit_code = 1
+    comes_again = True  # if the same is tried once more
 
 
 class UsageError(TextLSTMError):
@@ -57,6 +59,14 @@ class RunError(TextLSTMError):
 
 class LostRankError(RunError):
     """Another process that trains along is gone, or never came; beginning again may go better."""
+
+    comes_again = False
+
+
+class NoMemoryError(RunError):
+    """Memory ran out; another time other programs may leave more."""
+
+    comes_again = False
 
 
 class MissingExtraError(TextLSTMError):

@@ -13,7 +13,7 @@ import torch
 
 from textlstm import autopilot, learning, metrics
 from textlstm.appraisal import anchor_of, appraise
-from textlstm.config import LEAST_APART, LOOKS, ModelConfig, SamplingConfig, TrainConfig
+from textlstm.config import ModelConfig, SamplingConfig, TrainConfig
 from textlstm.corpus import Corpus, steps_per_epoch
 from textlstm.generation import Limits
 from textlstm.model import Model
@@ -27,7 +27,6 @@ from textlstm.trainer.speed import measure_reading, measure_step, planning_peak
 SHOWN_TOKENS = 8192  # of the held-out text, scored at each look where there is no development part
 SAMPLE_CHARS, SAMPLES = 300, 4  # of each look; the first is shown, of all is told what is copied
 _WRITTEN_PER_SECOND = 2e8  # bytes of a checkpoint
-_FEWEST_LOOKS = 4  # two of them before half of the run is over, so that its steps can be counted again
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class Choice:
         corpus: the text to learn from.
         text: what is known of it.
         proposal: what the rule says.
-        asked: settings of the network that the user made.
-        fixed: these, and those of the training.
+        fixed: settings of the network and of the training that the user made.
         begun: whether the run begins from another model.
         sampled: what is told of a sample; None where all of the text is learnt from.
     """
@@ -47,10 +45,14 @@ class Choice:
     corpus: Corpus
     text: autopilot.Text
     proposal: autopilot.Proposal
-    asked: frozenset[str]
     fixed: frozenset[str]
     begun: bool
     sampled: str | None
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Settings of the network that the user made."""
+        return self.fixed & ModelConfig.__dataclass_fields__.keys()
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Plan:
             for_corpus, for_model, for_train: settings of the user and of a preset; what is chosen is put among them.
             initial: the model that the run begins from.
         """
-        fixed, asked = frozenset((*for_model, *for_train)), frozenset(for_model)
+        fixed = frozenset((*for_model, *for_train))
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
         text = appraise(corpus, own=initial is None and name == "bpe")
         sample, proposal = None, self._proposal(text, for_model, for_train)
@@ -136,7 +138,7 @@ class Plan:
                 f"over the text (seed {for_corpus['sample_seed']}; --sample-chars sets how many)"
             )
             self.notice(told)
-        return Choice(corpus, text, proposal, asked, fixed, initial is not None, told)
+        return Choice(corpus, text, proposal, fixed, initial is not None, told)
 
     def _proposal(
         self, text: autopilot.Text, for_model: Mapping[str, Any], for_train: Mapping[str, Any]
@@ -175,16 +177,14 @@ class Plan:
         encoding = (time.perf_counter() - began) / chars * corpus.train.num_chars
         train, per_step = self._measured(model, train)
         final, look, save = self._besides(model, corpus, tokenizer, chars_per_token)
-        asked, apart = train.eval_every, autopilot.steps_apart(per_step, look, save)
-        spacing = (LOOKS, apart, _FEWEST_LOOKS) if asked is None else (1 << 60, asked, 0)
-        fit = autopilot.steps_within(self._left - encoding, per_step, final, look, save, *spacing)
-        if asked is None and apart > max(LEAST_APART, fit // LOOKS):
-            train = train.replace(eval_every=max(1, min(apart, fit // _FEWEST_LOOKS)))
+        fit = autopilot.steps_within(self._left - encoding, per_step, final, look, save, train.eval_every)
         tokens = int(corpus.train.num_chars / chars_per_token)
         passes = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
         most = math.ceil(autopilot.MOST_EPOCHS * passes)
         train = train.replace(steps=min(fit, most))
-        timetable = autopilot.Timetable(60 * self.minutes, final + save, train.steps, most, train.warmup)
+        if train.eval_every is None and fit <= most:  # else there is time for looks
+            train = train.replace(eval_every=autopilot.steps_apart(fit, per_step, look, save))
+        timetable = autopilot.Timetable(60 * self.minutes, final + save, train.steps, most)
         model, train = _regularised(choice, model, train, tokenizer, tokens, train.steps / passes)
         predicted = _prediction(choice, model, train, tokenizer, tokens)
         reasons = [

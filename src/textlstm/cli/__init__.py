@@ -21,7 +21,7 @@ from textlstm.cli.reading import inspect, score
 from textlstm.cli.serving import serve
 from textlstm.cli.training import demo, train, tune
 from textlstm.cli.writing import generate
-from textlstm.errors import COMES_AGAIN, LostRankError, TextLSTMError
+from textlstm.errors import COMES_AGAIN, TextLSTMError
 
 SHORT_HELP = """textlstm trains a language model on your own text in minutes, and writes with it.
 
@@ -91,10 +91,8 @@ def main() -> None:
         _leave(error.format_message(), error.exit_code, shown=True)
     except OSError as error:  # a full disk, a folder without permission: the system's words, and where
         _leave(f"{error.filename or 'writing'}: {error.strerror}", 1)
-    except LostRankError as error:
-        _leave(str(error), error.exit_code)
     except TextLSTMError as error:
-        _leave(str(error), error.exit_code, comes_again=True)
+        _leave(str(error), error.exit_code, comes_again=error.comes_again)
 
 
 def _leave(problem: str, code: int, shown: bool = False, comes_again: bool = False) -> NoReturn:

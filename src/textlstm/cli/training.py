@@ -215,6 +215,7 @@ _IN_A_TRIAL = {
     "vocab_size": "searched with bpe",
     "embed_size": "as --hidden-size",
     "ema": "spans a twelfth of the trial",
+    "precision": "bf16 with AMX, else fp32",
 }
 
 

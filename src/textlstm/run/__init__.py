@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from textlstm.corpus import Rows, read_corpus
-from textlstm.errors import RunError, UsageError
+from textlstm.errors import NoMemoryError, RunError, UsageError
 from textlstm.files import write_atomically
 from textlstm.run.beginning import begin, initial_model, take_up, tokenizer_of
 from textlstm.run.folder import alone_in, check_writable, finished_result, free_run_folder, run_folder
@@ -62,7 +62,8 @@ def train(request: Request, view: View | None = None) -> Result:
     Raises:
         UsageError, ConfigError: a request that cannot be meant.
         CorpusError: text that cannot be read, or too little of it.
-        RunError: a run folder that cannot be used or resumed, or too little memory.
+        RunError: a run folder that cannot be used or resumed.
+        NoMemoryError: too little memory.
         DivergedError: the numbers stopped being finite.
         Interrupted: a signal came; everything was saved.
     """
@@ -75,7 +76,7 @@ def train(request: Request, view: View | None = None) -> Result:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(
+        raise NoMemoryError(
             f"memory ran out ({str(error).splitlines()[0] if str(error) else 'of the machine'}); a smaller "
             "--batch-size, --seq-len or --hidden-size takes less. Checkpoints that were written are kept"
         ) from error

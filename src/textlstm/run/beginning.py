@@ -60,8 +60,7 @@ def begin(
     planned: Planned | None = None
     if minutes is not None:
         plan = Plan(minutes, started, device, for_train["precision"], view.notice)
-        if for_corpus.get("max_val_chars") is None:
-            for_corpus["max_val_chars"] = plan.most_held_out
+        for_corpus.setdefault("max_val_chars", plan.most_held_out)
     corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
     if request.time_to_loss is not None and not corpus.val.num_chars:
         raise UsageError("--time-to-loss needs a held-out text; leave out --val-fraction 0")
@@ -126,12 +125,11 @@ def _settled(
     for_model, for_train = {**preset["model"], **for_model}, {**preset["train"], **for_train}
     if initial is not None:
         for_model = shape_of(initial, for_model, for_train)
-    elif "vocab_size" in request.settings:
-        for_train.setdefault("tokenizer", "bpe")
-        _check_vocabulary(for_train["tokenizer"], for_model)
+    elif "vocab_size" in request.settings and "tokenizer" not in request.settings:
+        for_train["tokenizer"] = "bpe"  # also where a preset has another
     if request.steps is not None:
         for_train["steps"] = request.steps
-    ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)
+    _check_vocabulary(TrainConfig.from_dict(for_train).tokenizer, ModelConfig.from_dict(for_model))
     return for_corpus, for_model, for_train
 
 
@@ -144,12 +142,11 @@ def _for_epochs(epochs: float, train: TrainConfig, tokens: int, view: View) -> T
     return train
 
 
-def _check_vocabulary(name: str, for_model: Mapping[str, Any]) -> None:
+def _check_vocabulary(name: str, model: ModelConfig) -> None:
     """Refuses a vocabulary that has no room for the bytes, by the number that the user gave."""
-    boundary = bool(for_model.get("boundary", ModelConfig.boundary))
-    if name == "bpe" and for_model["vocab_size"] < 256 + boundary:
-        besides = " and the document boundary" if boundary else ""
-        raise ConfigError(f"{256 + boundary} is the smallest --vocab-size: the single bytes{besides}")
+    if name == "bpe" and model.vocab_size < 256 + model.boundary:
+        besides = " and the document boundary" if model.boundary else ""
+        raise ConfigError(f"{256 + model.boundary} is the smallest --vocab-size: the single bytes{besides}")
 
 
 def _check_merges(for_train: Mapping[str, Any], tokenizer: Tokenizer) -> None:

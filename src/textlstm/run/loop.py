@@ -314,7 +314,7 @@ class Run:
         looks.append((step, self.seconds))
         if timetable is None:
             return steps
-        wanted = timetable.recount(looks, steps)
+        wanted = timetable.recount(looks, steps, self.setup.train.warmup)
         if wanted != steps:
             try:
                 reason = f"{wanted:,} steps instead: counted again at step {step:,}"

@@ -182,7 +182,8 @@ def with_absolute_val(config: CorpusConfig) -> CorpusConfig:
 def asked_of(request: Request) -> dict[str, Any]:
     """What `config.json` remembers of a request besides its settings."""
     asked = {name: getattr(request, name) for name in ("minutes", "epochs", "preset", "time_to_loss")}
-    for name in ("vocab_size", "accumulate"):  # a short text has fewer pairs, a small memory wants smaller portions
+    # A short text has fewer pairs, a small memory wants smaller portions, a short time has fewer looks.
+    for name in ("vocab_size", "accumulate", "eval_every"):
         asked[name] = request.settings.get(name)
     return {name: value for name, value in asked.items() if value is not None}
 

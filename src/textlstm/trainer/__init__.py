@@ -126,7 +126,8 @@ class Callbacks:
         save: given a checkpoint when one is due.
         stop: a reason to stop now and save, or None.
         reached: given the averaged network at each look; True ends the run.
-        recount: given the steps done at each look; how many the whole run shall take, 0 for as many as planned.
+        recount: given the steps done, at each look and some times more; how many the whole run shall take, 0 for as
+            many as planned.
     """
 
     on_step: Callable[[StepReport], None] = lambda report: None
@@ -235,8 +236,17 @@ class Trainer:
     @property
     def look_every(self) -> int:
         """Steps between looks at the development part."""
-        steps, every = self.config.steps, self.config.eval_every
-        return max(steps // LOOKS, min(steps, LEAST_APART)) if every is None else every
+        every = self.config.eval_every
+        return self._usual_spacing if every is None else every
+
+    @property
+    def _usual_spacing(self) -> int:
+        return max(self.config.steps // LOOKS, min(self.config.steps, LEAST_APART))
+
+    @property
+    def _recount_every(self) -> int:
+        """Steps after which they may be counted again: at each look, and between looks that are far apart."""
+        return min(self.look_every, self._usual_spacing)
 
     @property
     def checkpoint_every(self) -> int:
@@ -261,10 +271,9 @@ class Trainer:
             while not self.finished:
                 report = self.advance()
                 callbacks.on_step(report)
-                recounted = False
                 if self.step % self.look_every == 0 or self.step == self.config.steps:
                     self._look_with(callbacks)
-                    recounted = not self.finished and self._recounted(callbacks)
+                recounted = self.step % self._recount_every == 0 and not self.finished and self._recounted(callbacks)
                 reason, overdue = self._wishes(callbacks)
                 if self.step % self.checkpoint_every == 0 or self.finished or reason or overdue or recounted:
                     checkpoint = self.checkpoint()

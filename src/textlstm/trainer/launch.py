@@ -74,7 +74,7 @@ def launch(processes: int, arguments: Sequence[str], restarts: int, host: Host |
         processes: how many on this host.
         arguments: of the command line, the command first.
         restarts: how many times all are started again, to go on from the last checkpoint, after one was killed,
-            crashed, or lost one of another host; an error that comes again, or a user's signal, ends it at once.
+            crashed, or had too little memory; an error that comes again (on one host), or a user's signal, ends it.
         host: which of several this one is; each launches its own, and those meet.
 
     Returns:
@@ -85,7 +85,8 @@ def launch(processes: int, arguments: Sequence[str], restarts: int, host: Host |
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # gloo looks the host's name up, which leads astray often
     for left in reversed(range(restarts + 1)):
         code, ended, hopeful = _launch_once(processes, arguments, 0 if host is None else host.number * processes)
-        again = left > 0 and hopeful
+        # Of several hosts each would have to know what ended another one: all of them try again.
+        again = left > 0 and (hopeful or (host is not None and code == 1))
         if ended:
             onward = "; beginning again from the last checkpoint, if there is one" if again else ""
             print(f"{ended}{onward}", file=sys.stderr)
