@@ -917,7 +917,7 @@ def test_the_card_tells_what_a_model_began_from(finished, book, tmp_path, run):
 
 @pytest.mark.parametrize("settings", [{"hidden_size": 32}, {"tokenizer": "char"}, {"vocab_size": 300}])
 def test_init_from_names_what_was_asked(finished, book, tmp_path, settings):
-    with pytest.raises(UsageError, match=f"leave out {next(iter(settings))}$"):
+    with pytest.raises(UsageError, match=f"leave out --{next(iter(settings)).replace('_', '-')}$"):
         train(Request([str(book)], tmp_path / "run", steps=2, settings=settings, init_from=str(finished[1])))
 
 
@@ -1019,8 +1019,19 @@ def test_a_closed_terminal_that_is_told_again_does_not_stop_what_is_written_last
 
 def test_a_vocabulary_that_is_asked_for_counts_more_than_that_of_a_preset(book, tmp_path):
     settings = {"val_chars": 200, "vocab_size": 300}
-    result = train(Request([str(book)], tmp_path / "run", steps=1, preset="original-char", settings=settings))
+    view = Watch()
+    result = train(Request([str(book)], tmp_path / "run", steps=1, preset="original-char", settings=settings), view)
+    told = "--vocab-size takes the tokenizer bpe instead of char-plain, which --preset original-char has"
+    assert told in view.notices
     assert (result.config["train"]["tokenizer"], result.config["model"]["vocab_size"]) == ("bpe", 300)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_a_vocabulary_that_has_no_effect_is_told(book, tmp_path, tokenizer):
+    view = Watch()
+    settings = TINY | {"tokenizer": tokenizer, "vocab_size": 3000}
+    ids = train(Request([str(book)], tmp_path / "run", steps=1, settings=settings), view).config["model"]["vocab_size"]
+    assert f"--vocab-size 3000 has no effect: the tokenizer {tokenizer} has {ids} ids" in view.notices and ids < 600
 
 
 def test_preset_of_the_original(book, tmp_path):

@@ -318,8 +318,8 @@ class TrainConfig(Config):
     seed: int = option(0, "seed of initialisation, dropout and order of the text")
     eval_every: int | None = option(
         None,
-        "steps between looks at the development part; default: 20 looks a run, 25 steps apart at least; "
-        "fewer where they would take more than a twentieth of --minutes",
+        "steps between looks at the development part, or the held-out text; default: 20 looks a run, 25 steps apart "
+        "at least; fewer where they would take more than a twentieth of --minutes",
     )
     sample_every: int | None = option(None, "samples only at looks whose step is a multiple of this; default: at each")
     checkpoint_every: int | None = option(

@@ -126,7 +126,12 @@ def _train(request: Any, quiet: bool) -> Any:
 )
 @options_of(CorpusConfig, planned="planned by --minutes, else {default}")
 @options_of(ModelConfig, skip=["boundary"], planned="planned by --minutes, else {default}")
-@options_of(TrainConfig, skip=["steps"], planned="planned by --minutes, else {default}")
+@options_of(
+    TrainConfig,
+    skip=["steps"],
+    planned="planned by --minutes, else {default}",
+    instead={"precision": "bf16 with AMX, else fp32"},
+)
 @common_options
 def train(as_json: bool, quiet: bool, **values: Any) -> None:
     """Train a model on SOURCES: files, folders, glob patterns, '-', or named corpora.
@@ -241,8 +246,9 @@ def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) ->
 
     Sizes, lanes, learning rate, weight decay and dropouts are searched, but for those that you give. Trials are judged
     on the development part; the held-out text is not looked at. The same command goes on with a search that was
-    stopped, or adds --trials to it, if --out names its folder. With --flops the same seed gives the same trials. What
-    is best in two minutes is not best in an hour: give trials as much as you can of the time you mean to train for.
+    stopped, or with more --trials adds to it, if --out names its folder. With --flops the same seed gives the same
+    trials. What is best in two minutes is not best in an hour: give trials as much as you can of the time you mean to
+    train for.
 
     \b
     textlstm tune my-novel.txt --minutes 2 --out runs/search

@@ -78,6 +78,7 @@ def begin(
         name = for_train["tokenizer"] = absolute_name(for_train.get("tokenizer", TrainConfig.tokenizer))
         tokenizer = tokenizer_of(name, corpus, wanted, view)
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
+        _tell_vocabulary(request, preset["train"].get("tokenizer", name), name, for_model["vocab_size"], view)
     _check_merges(for_train, tokenizer)
     model = ModelConfig.from_dict(for_model)
     _check_length(corpus, tokenizer, model, view)
@@ -86,6 +87,8 @@ def begin(
     if plan is not None:
         planned = plan.count_steps(choice, model, train, tokenizer)
         model, train = planned.model, planned.train
+        if train.steps < _FEW_STEPS:
+            view.notice(f"{train.steps} steps fit: too few to learn much; give it more --minutes")
     elif request.epochs is not None:
         tokens = len(corpus.encode(tokenizer, model.boundary_id, request.workers, view.notice).train)
         train = _for_epochs(request.epochs, train, tokens, view)
@@ -147,6 +150,15 @@ def _check_vocabulary(name: str, model: ModelConfig) -> None:
     if name == "bpe" and model.vocab_size < 256 + model.boundary:
         besides = " and the document boundary" if model.boundary else ""
         raise ConfigError(f"{256 + model.boundary} is the smallest --vocab-size: the single bytes{besides}")
+
+
+def _tell_vocabulary(request: Request, usual: str, name: str, ids: int, view: View) -> None:
+    """Says so if `--vocab-size` took a preset's tokenizer away, or has no effect."""
+    asked = request.settings.get("vocab_size")
+    if asked is not None and usual != name and "tokenizer" not in request.settings:
+        view.notice(f"--vocab-size takes the tokenizer bpe instead of {usual}, which --preset {request.preset} has")
+    if asked is not None and name != "bpe" and asked != ids:
+        view.notice(f"--vocab-size {asked} has no effect: the tokenizer {name} has {ids} ids")
 
 
 def _check_merges(for_train: Mapping[str, Any], tokenizer: Tokenizer) -> None:

@@ -230,7 +230,7 @@ def shape_of(initial: ModelFile, for_model: Mapping[str, Any], for_train: Mappin
     dropouts = {k: v for k, v in for_model.items() if k.endswith("dropout")}
     changed = {k for k in for_model.keys() - dropouts.keys() if for_model[k] != getattr(config, k)}
     if changed or "tokenizer" in for_train:
-        named = ", ".join(sorted(changed) or ["tokenizer"])
+        named = ", ".join("--" + name.replace("_", "-") for name in sorted(changed) or ["tokenizer"])
         raise UsageError(f"--init-from keeps the vocabulary and shape of its model; leave out {named}")
     return config.to_dict() | dropouts
 

@@ -155,7 +155,7 @@ def show_found(found: Found) -> None:
     print(
         f"\nbest: trial {found.best.number}; train it again, and score it on the held-out text, with\n{found.command}"
     )
-    print(f"or on any text with: textlstm train FILE --config {found.config}")
+    print(f"or on any text with: textlstm train FILE --minutes 3 --config {found.config}")
 
 
 def table_of(rows: Sequence[Row]) -> Table:
