@@ -147,8 +147,8 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
     monkeypatch.setattr(planning, "_statistics_seconds", lambda model, _: 5 * machine.work(machine.save(model)))
     monkeypatch.setattr(planning, "make_tokenizer", lambda name, text, size: Timed())
 
-    if (peak, minutes, chars) == (6e10, 0.5, 10**9):
-        pytest.skip("to read and to score take longer there")
+    # On the slowest machine half a minute is over before a gigabyte is read and 200,000 characters are scored.
+    allowed = 0.2 if (peak, minutes, chars) == (6e10, 0.5, 10**9) else 0.1
     machine.work(3 + chars / 3e8)  # imports; reading, three hundred megabytes a second
     plan = Plan(minutes, 0.0, "cpu", "fp32", lambda line: None)
     held_out = min(chars // 10, plan.most_held_out)
@@ -185,7 +185,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
     if any("ends early" in reason for reason in planned.reasons):
         assert machine.now < 60 * minutes and chars <= 1_000_000
     else:
-        assert machine.now == pytest.approx(60 * minutes, rel=0.1)
+        assert machine.now == pytest.approx(60 * minutes, rel=allowed)
     looks = -(-options.steps // Clocked(options, 0, 0, 0).look_every)
     early = any("ends early" in reason for reason in planned.reasons)  # there is time for looks
     assert looks <= 21 and (looks <= 5 or early or looks * shown <= 0.06 * 60 * minutes)
@@ -437,6 +437,21 @@ def test_regularisation_follows_what_is_known_of_the_text(book, monkeypatch, dig
     by_heart = 0.04 * math.log2(epochs / 5) + 0.16 * (changes - 1) * math.log2(epochs)
     expected = 1 + min(0.3, max(by_heart, 0.15 if digits else 0.0))
     assert train.calibration_temperature == pytest.approx(expected, abs=0.0051)
+
+
+@pytest.mark.parametrize(("chars", "told"), [(20_000, True), (400, False)])
+def test_a_time_too_short_for_a_hundred_steps_is_told(tmp_path, monkeypatch, chars, told):
+    """Not where the text bears no more of them, which more time would not change."""
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 90)
+    monkeypatch.setattr(planning.autopilot, "MOST_EPOCHS", 100 if told else 1)
+    (tmp_path / "book.txt").write_text(PLAIN[:chars])
+    view, settings = (
+        Notices(),
+        {"hidden_size": 8, "embed_size": 8, "tokenizer": "byte", "val_chars": 50, "batch_size": 2},
+    )
+    result = train(Request([str(tmp_path / "book.txt")], tmp_path / "run", minutes=0.01, settings=settings), view)
+    assert result.steps < 100
+    assert any("too few to learn much; give it more --minutes" in line for line in view.lines) == told
 
 
 @pytest.mark.parametrize("many", [False, True])

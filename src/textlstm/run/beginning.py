@@ -87,7 +87,7 @@ def begin(
     if plan is not None:
         planned = plan.count_steps(choice, model, train, tokenizer)
         model, train = planned.model, planned.train
-        if train.steps < _FEW_STEPS:
+        if train.steps < min(_FEW_STEPS, planned.timetable.most_steps):  # else more time would not help
             view.notice(f"{train.steps} steps fit: too few to learn much; give it more --minutes")
     elif request.epochs is not None:
         tokens = len(corpus.encode(tokenizer, model.boundary_id, request.workers, view.notice).train)
