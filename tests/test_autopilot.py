@@ -55,9 +55,9 @@ def test_proposals_are_legal_and_sensible(minutes, chars, peak, lengths):
     assert 320 <= model.vocab_size <= 4096
     assert 128 <= model.hidden_size <= 1536 and model.hidden_size % 64 == 0
     assert model.embed_size == model.hidden_size
-    assert 0 <= model.input_dropout <= 0.45 and model.output_dropout <= 0.55 + 1e-9
-    assert model.output_dropout >= max(model.layer_dropout, model.input_dropout) and model.embed_dropout <= 0.1 + 1e-9
-    assert model.input_dropout == model.weight_dropout and model.layer_dropout >= 0.05
+    assert 0 <= model.input_dropout <= 0.45 and model.embed_dropout <= 0.1 + 1e-9
+    assert model.input_dropout == model.layer_dropout == model.output_dropout == model.weight_dropout
+    assert train.activation_penalty == pytest.approx(0.02 * model.hidden_size, abs=0.05)
     assert 1e-3 < train.lr <= 1e-2 and 0.9 <= train.ema <= 0.9999 and 0.1 <= train.weight_decay <= 0.45
     assert train.lr == pytest.approx(min(1e-2, 8e-3 * math.sqrt(320 / model.hidden_size)), abs=1e-5)
 
@@ -125,8 +125,9 @@ def test_vocabulary_follows_what_it_does_to_the_tokens(chars, lengths, vocab):
 @pytest.mark.parametrize(
     ("epochs", "digits", "changes", "expected"),
     [
-        (1, 0.0, 1.5, 1.0), (5, 0.0, 1.0, 1.0), (5, 0.0, 0.9, 1.0), (80, 0.0, 1.0, 1.15), (5.3, 0.0, 1.36, 1.14),
-        (10.7, 0.0, 1.4, 1.26), (20, 0.0, 2.0, 1.3), (14, 0.3, 1.05, 1.15), (14, 0.3, 1.4, 1.3), (2, 0.3, 1.0, 1.07),
+        (1e-4, 0.0, 1.0, 0.9), (0.5, 0.0, 1.5, 0.9), (2.3, 0.0, 1.0, 0.95), (5, 0.0, 1.0, 1.0), (5, 0.0, 0.9, 1.0),
+        (80, 0.0, 1.0, 1.0), (5.3, 0.0, 1.36, 1.14), (10.7, 0.0, 1.4, 1.22), (20, 0.0, 2.0, 1.3),
+        (14, 0.3, 1.05, 1.15), (14, 0.3, 1.4, 1.24), (2, 0.3, 1.0, 1.07),
     ],
 )  # fmt: skip
 def test_logits_are_divided_by_more_where_a_text_changes_on_the_way(epochs, digits, changes, expected):
@@ -208,7 +209,7 @@ def test_dropouts_where_they_were_measured(operations, chars, hidden, vocab, pas
     found, proposal = epochs(operations, chars, hidden, vocab)
     assert found == pytest.approx(passes, rel=0.15)
     names = ("embed_dropout", "input_dropout", "layer_dropout", "output_dropout", "weight_dropout")
-    expected = (max(0, 0.4 * (dropout - 0.2)), dropout, 0.05 + 0.75 * dropout, 0.1 + dropout, dropout)
+    expected = (max(0, 0.4 * (dropout - 0.2)), *[dropout] * 4)
     assert [proposal.model[name] for name in names] == pytest.approx(expected, abs=0.03)
 
 
@@ -224,18 +225,17 @@ def test_dropouts_of_tables_and_music(chars, lengths, dropout):
 
 
 def test_temperatures_where_they_were_measured():
-    """With this dropout, averaging and merges that fall, networks are too sure by 1.05 to 1.1 after 7 to 33 passes."""
+    """With the activation penalty networks are neither too sure nor too unsure after 4.6, 8, 12 and 56 passes."""
     for operations, chars, hidden, vocab, measured in (
-        (3.4e13, 903_469, 320, 1024, 1.05), (1.0e14, 903_469, 384, 1024, 1.1), (2.4e13, 133_633, 320, 512, 1.1),
-        (2.0e12, 903_469, 128, 1024, 1.0),
+        (2.0e12, 903_469, 128, 1024, 0.95), (2.0e13, 903_469, 320, 1024, 1.0), (5.0e13, 903_469, 384, 1024, 1.0),
+        (3.0e12, 133_633, 192, 512, 0.98), (2.4e13, 133_633, 256, 512, 1.0), (5.0e12, 5_400_045, 192, 2048, 0.9),
     ):  # fmt: skip
-        assert epochs(operations, chars, hidden, vocab)[1].temperature == pytest.approx(measured, abs=0.035)
+        assert epochs(operations, chars, hidden, vocab)[1].temperature == pytest.approx(measured, abs=0.03)
     tables = [propose(180, Text(300_000, digits=digits), 1e11, {}).temperature for digits in (0.0, 0.24, 0.25, 0.9)]
     assert tables[0] == tables[1] < tables[2] == tables[3] == 1.15
     assert [propose(180, Text(chars, digits=0.9), 1e11, {}).temperature for chars in (10**8, 1_500_000)] == [1, 1.08]
     assert propose(180, Text(300_000, digits=0.9), 1e11, {"layer_dropout": 0.2}).temperature == 1
     assert propose(3600, Text(1_000_000), 4e11, {"output_dropout": 0.5}).temperature == 1  # another network's
-    assert epochs(1e15, 133_633, 320, 512)[1].temperature == 1.15  # after a hundred passes, and no more was measured
 
 
 def test_no_wider_than_the_text_bears():
@@ -272,7 +272,7 @@ def test_steps_fit(seconds, per_step, final, look, save):
         assert took <= seconds + look + save + 1e-6
     if steps >= 100:
         besides = (looks - 1) * (look + save / 2)
-        assert 3 <= looks <= 21 and (looks <= 5 or besides <= 0.06 * (seconds - final))
+        assert 3 <= looks <= 21 and (looks <= 5 or besides <= 0.05 * (seconds - final))
     assert steps_within(2 * seconds, per_step, final, look, save) >= steps
     assert steps_within(seconds, 2 * per_step, final, look, save) <= steps
     assert steps_within(seconds, per_step, final, 2 * look, save) <= steps
@@ -280,8 +280,8 @@ def test_steps_fit(seconds, per_step, final, look, save):
 
 
 def test_looks_are_apart_by_what_they_cost():
-    """A hundred seconds of steps of 0.1 s: a twentieth of the time is 20 looks of 0.25 s, and 10 of 0.5 s."""
-    for look, apart in ((0.2, None), (0.25, None), (0.5, 100), (1.0, 200), (1.25, 250), (60.0, 250)):
+    """A hundred seconds of steps of 0.1 s: 4 % of the time is 20 looks of 0.2 s, and 10 of 0.4 s."""
+    for look, apart in ((0.1, None), (0.2, None), (0.4, 100), (0.8, 200), (1.0, 250), (60.0, 250)):
         found = steps_apart(1000, 0.1, look, 0.0)
         assert found == apart or (apart and abs(found - apart) <= 0.09 * apart)
     assert steps_apart(99, 0.1, 60.0, 0.0) is None  # 25 apart, as where no time was asked

@@ -888,6 +888,23 @@ def test_init_from_goes_on_from_a_model(finished, tmp_path):
     assert result.config["init_from"] == str(base)
 
 
+@pytest.mark.parametrize(
+    ("told", "asked", "expected"),
+    [
+        ({"activation_penalty": 3.0}, {}, 3.0), ({"activation_penalty": 3.0}, {"activation_penalty": 0.5}, 0.5),
+        ({}, {}, 0.0), (None, {}, 0.0), ([3.0], {}, 0.0), ({"activation_penalty": "3"}, {}, 0.0),
+        ({"activation_penalty": -1.0}, {}, 0.0),
+    ],
+)  # fmt: skip
+def test_init_from_keeps_the_outputs_as_large_as_they_are(finished, book, tmp_path, told, asked, expected):
+    """Under another activation penalty they would have to be learnt anew; one that no card tells of there was not."""
+    base = shutil.copytree(finished[1], tmp_path / "base")
+    amend_card(base / "model.safetensors", {"train": told})
+    settings = {"batch_size": 4, "seq_len": 24, **asked}
+    result = train(Request([str(book)], tmp_path / "run", steps=2, settings=settings, init_from=str(base)))
+    assert result.config["train"]["activation_penalty"] == expected
+
+
 def test_the_card_tells_what_a_model_began_from(finished, book, tmp_path, run):
     """A chain of three, its last run stopped once and its parent gone; then a parent whose card others wrote."""
     settings = {"batch_size": 4, "seq_len": 24}

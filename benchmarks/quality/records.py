@@ -40,12 +40,13 @@ ROWS: dict[str, tuple[str, ...]] = {
         "--lr", "7e-3", "--lr-final", "0.2", "--input-dropout", "0.2", "--layer-dropout", "0.2",
         "--output-dropout", "0.3", "--weight-dropout", "0.2", "--weight-decay", "0.1", "--ema", "0.9999",
         "--merge-dropout", "0.15", "--calibration-temperature", "1.16", "--dev-fraction", "0", "--eval-every", "1971",
-        *ORIGINAL,
+        "--activation-penalty", "0", *ORIGINAL,
     ),
     "tuned-1e14": (
         "tiny-shakespeare", "--steps", "7884", "--hidden-size", "384", "--embed-size", "384", "--batch-size", "12",
         "--lr", "7e-3", "--input-dropout", "0.2", "--layer-dropout", "0.2", "--output-dropout", "0.3",
-        "--weight-dropout", "0.2", "--ema", "0.995", "--dev-fraction", "0", "--eval-every", "788", *ORIGINAL,
+        "--weight-dropout", "0.2", "--ema", "0.995", "--dev-fraction", "0", "--eval-every", "788",
+        "--activation-penalty", "0", *ORIGINAL,
     ),
     "original-60": (  # the original's network and vocabulary; all else is ours
         "tiny-shakespeare", "--preset", "original", "--steps", "3200", "--batch-size", "12", "--seq-len", "64",

@@ -61,13 +61,14 @@ MODELS = {
         PLAYS_LICENCE,
         "plays --val-chars 104217 --vocab-size 1024 --steps 20700 --hidden-size 512"
         " --embed-size 512 --batch-size 16 --lr 6.3e-3 --input-dropout 0.14 --layer-dropout 0.15 --output-dropout 0.24"
-        " --weight-dropout 0.14 --ema 0.9985 --precision bf16 --dev-fraction 0 --eval-every 690",
+        " --weight-dropout 0.14 --ema 0.9985 --precision bf16 --dev-fraction 0 --eval-every 690"
+        " --activation-penalty 0",
     ),
     "python": Shipped(
         "Python code", "the standard library of CPython 3.11.7, without its tests", STDLIB_LICENCE,
         "python-stdlib --vocab-size 1024 --steps 16000 --hidden-size 288 --embed-size 288 --batch-size 12 --lr 8.4e-3"
         " --output-dropout 0.1 --layer-dropout 0.05 --input-dropout 0 --weight-dropout 0 --ema 0.9975"
-        " --dev-fraction 0 --val-chars 200000 --eval-every 800",
+        " --dev-fraction 0 --val-chars 200000 --eval-every 800 --activation-penalty 0",
     ),
     "original-small": Shipped(
         "the task of the original program: GPT-2's vocabulary, as much of it as the text uses, and one layer",
@@ -75,14 +76,15 @@ MODELS = {
         "tiny-shakespeare --tokenizer gpt2-pruned --steps 7000 --num-layers 1 --hidden-size 384 --embed-size 80"
         " --batch-size 12 --lr 7e-3 --embed-dropout 0.1 --input-dropout 0.3 --layer-dropout 0 --output-dropout 0.4"
         f" --weight-dropout 0.35 --weight-decay 0.3 --ema 0.997 --dev-fraction 0 {' '.join(ORIGINAL)}"
-        " --precision bf16 --eval-every 700",
+        " --precision bf16 --eval-every 700 --activation-penalty 0",
     ),
     "names": Shipped(
         "American names, character by character",
         "the names of the census of 1990 in names 0.3.0, each surname once with a first name drawn by its share",
         "public domain, in the edition of names (MIT)",
         "census/names.txt --tokenizer char --hidden-size 128 --embed-size 64 --batch-size 16 --seq-len 48 --epochs 12"
-        " --lr 8e-3 --ema 0.9985 --dev-fraction 0 --val-fraction 0.04 --eval-every 1000",
+        " --lr 8e-3 --ema 0.9985 --dev-fraction 0 --val-fraction 0.04 --eval-every 1000"
+        " --activation-penalty 0",
     ),
 }  # fmt: skip
 

@@ -33,6 +33,7 @@ BASE = {
     "vocab-size": "1024", "hidden-size": "320", "num-layers": "2", "batch-size": "24", "seq-len": "64", "lr": "5e-3",
     "weight-decay": "0.1", "input-dropout": "0.1", "layer-dropout": "0.15", "output-dropout": "0.2",
     "weight-dropout": "0.1", "ema": "0.99", "beta2": "0.99", "unigram-bias": "no", "seed": "0",
+    "activation-penalty": "0",
 }  # fmt: skip
 
 

@@ -293,7 +293,9 @@ class TrainConfig(Config):
         6.0, "skip a step whose loss or gradient is this many standard deviations above the last 128; 0 skips none"
     )
     ema: float = option(0.99, "decay of the averaged weights; 0 turns averaging off", planned=True)
-    activation_penalty: float = option(0.0, "weight of the squared outputs of the last layer (AR)")
+    activation_penalty: float = option(
+        5.0, "weight of the mean of the squared outputs of the last layer (AR)", planned=True
+    )
     temporal_penalty: float = option(0.0, "weight of the squared change of these outputs in time (TAR)")
     label_smoothing: float = option(0.0, "share of the target spread evenly over the vocabulary")
     merge_dropout: float = option(
@@ -319,7 +321,7 @@ class TrainConfig(Config):
     eval_every: int | None = option(
         None,
         "steps between looks at the development part, or the held-out text; default: 20 looks a run, 25 steps apart "
-        "at least; fewer where they would take more than a twentieth of --minutes",
+        "at least; fewer where they would take more than 4 % of --minutes",
     )
     sample_every: int | None = option(None, "samples only at looks whose step is a multiple of this; default: at each")
     checkpoint_every: int | None = option(
@@ -484,7 +486,7 @@ class PatternConfig(Config):
 _ORIGINAL_TRAIN = {
     "batch_size": 8, "seq_len": 256, "jitter": 0.0, "lr": 3e-4, "lr_final": 1.0, "warmup": 0.0, "beta2": 0.999,
     "weight_decay": 0.01, "clip": None, "ema": 0.0, "steps": 50_000, "patience": 0, "unigram_bias": False,
-    "spike_sigmas": 0.0, "merge_dropout": 0.0,
+    "spike_sigmas": 0.0, "merge_dropout": 0.0, "activation_penalty": 0.0,
 }  # fmt: skip
 _ORIGINAL_MODEL = {
     "embed_size": 192, "hidden_size": 512, "num_layers": 1, "tie_embeddings": False, "input_projection": True,

@@ -280,7 +280,8 @@ def _step_reasons(model: ModelConfig, train: TrainConfig, epochs: float, per_ste
         f"{train.steps:,} steps of {train.batch_size} x {train.seq_len} tokens, {epochs:.1f} "
         f"epochs: {train.batch_size * train.seq_len / per_step:,.0f} tokens/s measured",
         f"dropout {model.input_dropout:g} / {model.layer_dropout:g} / {model.output_dropout:g}, weight drop "
-        f"{model.weight_dropout:g}, embedding dropout {model.embed_dropout:g}"
+        f"{model.weight_dropout:g}, embedding dropout {model.embed_dropout:g}, activation penalty "
+        f"{train.activation_penalty:g}"
         + (f", merge dropout {train.merge_dropout:g}" if train.merge_dropout else "")
         + ("" if temperature in (None, 1.0) else f"; logits divided by {temperature:g} at the end"),
     )

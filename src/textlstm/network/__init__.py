@@ -113,7 +113,7 @@ class RecurrentLM(nn.Module):
 
         | tensor | values |
         |---|---|
-        | embedding, tied | normal, std 0.1 |
+        | embedding, tied | normal, std 0.3 |
         | embedding, untied | normal, std 1, as the original program's |
         | linear layers, W, untied output | uniform within 1 / sqrt(width of the input) |
         | U (recurrent) | orthogonal for each gate (Saxe et al. 2014) |
@@ -129,7 +129,7 @@ class RecurrentLM(nn.Module):
                 for gate in tensor.chunk(4):
                     nn.init.orthogonal_(gate, generator=generator)
             elif name == "embedding.weight":
-                tensor.normal_(0, 0.1 if self.config.tie_embeddings else 1.0, generator=generator)
+                tensor.normal_(0, 0.3 if self.config.tie_embeddings else 1.0, generator=generator)
             else:
                 bound = 1 / math.sqrt(tensor.shape[1])
                 tensor.uniform_(-bound, bound, generator=generator)

@@ -28,6 +28,7 @@ from textlstm.run.setup import (
     asked_of,
     check_length,
     minutes_of,
+    penalty_of,
     shape_of,
     split_settings,
     with_absolute_val,
@@ -128,6 +129,7 @@ def _settled(
     for_model, for_train = {**preset["model"], **for_model}, {**preset["train"], **for_train}
     if initial is not None:
         for_model = shape_of(initial, for_model, for_train)
+        for_train.setdefault("activation_penalty", penalty_of(initial))
     elif "vocab_size" in request.settings and "tokenizer" not in request.settings:
         for_train["tokenizer"] = "bpe"  # also where a preset has another
     if request.steps is not None:
