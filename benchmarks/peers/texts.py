@@ -3,8 +3,8 @@
 The five (`UNSEEN`) were committed before any model was trained on any of them, and raced by the rule of `--minutes`
 that there was then. It has changed since, because of runs on other texts (docs/log.md, the activation penalty). Those
 of before (`SPENT`) were committed so, too; the rule has changed since because of what was lost on them. They come out
-of wheels of Python's index, fetched once by pip into the cache. Texts that the rule or its predicted loss was fitted to
-(benchmarks/results/law.jsonl) are not among the five, and no Shakespeare is.
+of wheels of Python's index, fetched once by pip into the cache. Texts that the rule or its predicted loss was fitted
+to (benchmarks/results/law.jsonl) are not among the five, and no Shakespeare is.
 """
 
 from __future__ import annotations
