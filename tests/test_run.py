@@ -893,6 +893,7 @@ def test_init_from_goes_on_from_a_model(finished, tmp_path):
     [
         ({"activation_penalty": 3.0}, {}, 3.0), ({"activation_penalty": 3.0}, {"activation_penalty": 0.5}, 0.5),
         ({}, {}, 0.0), (None, {}, 0.0), ([3.0], {}, 0.0), ({"activation_penalty": "3"}, {}, 0.0),
+        ({"activation_penalty": 3}, {}, 3.0), ({"activation_penalty": True}, {}, 0.0),
         ({"activation_penalty": -1.0}, {}, 0.0),
     ],
 )  # fmt: skip

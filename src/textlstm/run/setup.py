@@ -244,7 +244,9 @@ def penalty_of(initial: ModelFile) -> float:
     """
     train = initial.card.get("train")
     known = train.get("activation_penalty") if isinstance(train, Mapping) else None
-    return known if isinstance(known, float) and math.isfinite(known) and known >= 0 else 0.0
+    if isinstance(known, bool) or not isinstance(known, int | float):
+        return 0.0
+    return float(known) if 0 <= known < math.inf else 0.0
 
 
 def minutes_of(request: Request, preset: Mapping[str, Mapping[str, Any]]) -> float | None:
