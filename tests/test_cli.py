@@ -760,3 +760,13 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path, run):
     done = run("train", "text.txt", "--resume", "--out", "mine")
     assert done.code == 2 and "not a run folder" in done.err
     assert (mine / "log.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "-1", "x"])
+@pytest.mark.parametrize(
+    "words",
+    [["generate", "names", "A", "--typewriter"], ["serve", "names", "--timeout"], ["serve", "names", "--grace"]],
+)
+def test_numbers_that_no_range_has_are_refused(run, words, number):
+    done = run(*words, number)
+    assert done.code == 2 and "Traceback" not in done.err and not done.out

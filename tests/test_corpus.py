@@ -102,8 +102,22 @@ def test_folders_are_read_in_the_order_of_names(tmp_path):
     for name in ("b.txt", "a.md", "sub/c.txt", "sub/a.txt.gz", "x.png", ".hidden/h.txt", "also/z.jsonl"):
         data = json.dumps({"text": f"[{name}]" + LONG}) if name.endswith("jsonl") else f"[{name}]" + LONG
         write(tmp_path / name, gzip.compress(data.encode()) if name.endswith("gz") else data)
-    found = re.findall(r"\[(.*?)\]", whole_text([tmp_path]))
+    said = []
+    found = re.findall(r"\[(.*?)\]", whole_text([tmp_path], notice=said.append))
     assert found == ["a.md", "b.txt", "also/z.jsonl", "sub/a.txt.gz", "sub/c.txt"]
+    assert len(said) == 1 and f"1 file is left out, {tmp_path / 'x.png'} first" in said[0]
+
+
+def test_a_folder_tells_of_files_that_it_leaves_out_only_where_there_are_some(tmp_path):
+    write(tmp_path / "a.txt", LONG)
+    write(tmp_path / ".hidden", LONG)
+    said = []
+    whole_text([tmp_path], notice=said.append)
+    assert not said
+    for number in range(1200):
+        write(tmp_path / "sub" / f"{number:04}.py", "x")
+    whole_text([tmp_path], notice=said.append)
+    assert len(said) == 1 and f"1,200 files are left out, {tmp_path / 'sub' / '0000.py'} first" in said[0]
 
 
 def test_patterns_and_several_sources(tmp_path):

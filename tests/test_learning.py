@@ -410,6 +410,8 @@ def test_without_torch_a_file_that_learnt_says_what_is_missing(no_lzma, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="torch"):
         MODEL.decompress(done.data)
+    with pytest.raises(MissingExtraError, match=r"torch.*textlstm\[train\]"):
+        load_engine(MODEL._file, "torch")
 
 
 def test_settings_travel_and_only_where_they_are_unusual():

@@ -292,6 +292,14 @@ def test_a_plan_that_begins_from_a_model_says_whose_shape_it_is(book, tmp_path, 
 FEW = "more ids would hardly make its tokens longer"  # the text has some twenty words
 
 
+@pytest.mark.parametrize(("anchors", "is_told"), [(1.4, True), (1.6, False)])
+def test_a_prediction_far_from_the_runs_of_the_law_is_not_told(book, tmp_path, monkeypatch, anchors, is_told):
+    monkeypatch.setattr(planning.autopilot, "predict", lambda operations, tokens, anchor: anchors * anchor)
+    monkeypatch.setattr(planning.autopilot, "steps_within", lambda *times: 2)
+    train(Request([str(book)], tmp_path / "run", minutes=0.01, settings={"dev_fraction": 0.0, "batch_size": 2}))
+    assert (told(tmp_path / "run")["predicted"] is not None) == is_told
+
+
 @pytest.mark.parametrize(
     ("peak", "asked", "vocabulary", "network"),
     [
@@ -299,6 +307,7 @@ FEW = "more ids would hardly make its tokens longer"  # the text has some twenty
         (1e9, {}, FEW, "fits 0.01 min at 1 GFLOP/s peak of products"),
         (1e16, {"hidden_size": 16}, FEW, "as asked"),
         (1e16, {"vocab_size": 300}, "as asked", "as large as suits 20,000 characters"),
+        (1e16, {"activation_penalty": 1.0}, FEW, "as large as suits 20,000 characters"),
         (1e9, {"tokenizer": "byte"}, "that of --tokenizer byte", "fits 0.01 min at 1 GFLOP/s peak of products"),
         (1e9, {"tokenizer": "gpt2-pruned"}, "that of --tokenizer gpt2-pruned", "fits 0.01 min at 1 GFLOP/s peak of "
          "products"),
@@ -310,7 +319,7 @@ def test_a_plan_says_what_each_size_follows_from(book, tmp_path, monkeypatch, pe
     settings = {"val_chars": 2_000, "dev_fraction": 0.0, "batch_size": 2, "seq_len": 16, **asked}
     book.write_text("".join(f"{PLAIN[k % 90 : k % 90 + 40]} {k}\n" for k in range(600))[:22_000])
     asked_of_law = []
-    monkeypatch.setattr(planning.autopilot, "predict", lambda *known: asked_of_law.append(known) or 1.5)
+    monkeypatch.setattr(planning.autopilot, "predict", lambda *known: asked_of_law.append(known) or 0.5)
     result = train(Request([str(book)], tmp_path / "run", minutes=0.01, settings=settings))
     config = told(tmp_path / "run")
     if not asked:
@@ -318,7 +327,9 @@ def test_a_plan_says_what_each_size_follows_from(book, tmp_path, monkeypatch, pe
         assert tokens == pytest.approx(len(file.tokenizer.encode(book.read_text()[:-2000])), rel=0.01)
         assert operations == 3 * ModelConfig.from_dict(config["model"]).flops_per_token * 2 * 2 * 16
     assert [line.partition(": ")[2] for line in config["reasons"][:2]] == [vocabulary, network]
-    assert (config["predicted"] is None) == bool(asked)  # the law is of what the rule chooses, bpe of its own included
+    assert config["predicted"] == (
+        None if asked else 0.5
+    )  # the law is of what the rule chooses, bpe of its own included
 
 
 @pytest.mark.parametrize(
@@ -397,6 +408,7 @@ def planned(path: Path, monkeypatch, settings: dict, steps: int, peak: float = 1
         (1e10, {"dev_fraction": 0.1}, None),
         (1e10, {"calibration_temperature": 1.3}, 1.3),
         (1e10, {"output_dropout": 0.4}, 1.0),
+        (1e10, {"activation_penalty": 0.0}, 1.0),
         (1e10, {"label_smoothing": 0.1}, 1.0),  # which keeps a network from being too sure
     ],
 )

@@ -730,7 +730,10 @@ def test_out_must_be_new(book, tmp_path):
     [
         ({"minutes": 1.0}, UsageError, "one length"), ({"steps": None, "epochs": -1.0}, UsageError, "epochs"),
         ({"steps": None, "minutes": 0.0}, UsageError, "minutes"), ({"preset": "orignal"}, UsageError, "orignal"),
-        ({"settings": {"hiden_size": 3}}, ConfigError, "hidden_size"), ({"steps": 0}, ConfigError, "steps"),
+        ({"settings": {"hiden_size": 3}}, ConfigError, "'hidden_size'"), ({"steps": 0}, ConfigError, "steps"),
+        ({"settings": {"lrr": 1}}, ConfigError, "'lr'"), ({"settings": {"minuets": 1}}, ConfigError, "'minutes'"),
+        ({"settings": {"x": 1}}, ConfigError, "lr_final"),
+        ({"settings": {"temporal_penalty": 1e30}}, ConfigError, "between 0 and 10000"),
         ({"settings": {"tokenizer": "bpe", "vocab_size": 10}}, ConfigError, "257 is the smallest --vocab-size"),
         ({"settings": {"vocab_size": "many"}}, ConfigError, "vocab_size"),
         ({"settings": {"tokenizer": "nope"}}, UsageError, "nope"), ({"init_from": "nowhere"}, UsageError, "nowhere"),
@@ -895,6 +898,7 @@ def test_init_from_goes_on_from_a_model(finished, tmp_path):
         ({}, {}, 0.0), (None, {}, 0.0), ([3.0], {}, 0.0), ({"activation_penalty": "3"}, {}, 0.0),
         ({"activation_penalty": 3}, {}, 3.0), ({"activation_penalty": True}, {}, 0.0),
         ({"activation_penalty": -1.0}, {}, 0.0),
+        ({"activation_penalty": 10**400}, {}, 0.0),
     ],
 )  # fmt: skip
 def test_init_from_keeps_the_outputs_as_large_as_they_are(finished, book, tmp_path, told, asked, expected):
@@ -1060,6 +1064,7 @@ def test_preset_of_the_original(book, tmp_path):
     assert (config["model"]["embed_size"], config["model"]["hidden_size"]) == (192, 512)
     assert (config["train"]["batch_size"], config["train"]["seq_len"], config["train"]["jitter"]) == (8, 256, 0)
     assert config["train"]["lr"] == 3e-4 and config["train"]["clip"] is None and config["train"]["ema"] == 0
+    assert config["train"]["activation_penalty"] == config["train"]["temporal_penalty"] == 0
     assert not any(value for name, value in config["model"].items() if name.endswith("dropout"))
     assert file.config.vocab_size == len(set(TEXT[: result.train_chars])) and file.config.boundary_id is None
     assert {line["lr"] for line in log_of(tmp_path / "run") if line["event"] == "step"} == {3e-4}  # constant

@@ -119,7 +119,8 @@ def test_steps_are_adamw_and_averages_are_the_recursion(clip):
         twin.load_state_dict(trainer.network.state_dict())  # the gradient of the weights as they are
         twin.zero_grad()
         batch = next(twin_reader)
-        loss, state = twin.loss(torch.from_numpy(batch.x_BT), torch.from_numpy(batch.y_BT), state, None, 0.0, 5.0)
+        x_BT, y_BT = torch.from_numpy(batch.x_BT), torch.from_numpy(batch.y_BT)
+        loss, state = twin.loss(x_BT, y_BT, state, None, 0.0, config.activation_penalty)
         loss.objective.backward()
         gradients = {n: p.grad.numpy().astype(np.float64) for n, p in twin.named_parameters()}
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))

@@ -336,7 +336,9 @@ def test_help_tells_what_a_trial_takes(book):
     names = {*TrainConfig.__dataclass_fields__, *ModelConfig.__dataclass_fields__}
     assert told["precision"].endswith("[default: bf16 with AMX, else fp32]")
     assert config["precision"] == usual_precision("cpu")
-    for name in names & told.keys() - searched - {"embed_size", "ema", "precision"}:
+    assert told["activation_penalty"].endswith("[default: 0.02 of --hidden-size]")
+    assert config["activation_penalty"] == pytest.approx(0.02 * 16)
+    for name in names & told.keys() - searched - {"embed_size", "ema", "precision", "activation_penalty"}:
         default = told[name].rpartition("[default: ")[2].rstrip("]")
         assert config[name] is None or default == str(config[name]), name
 

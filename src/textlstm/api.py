@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from textlstm.errors import MissingExtraError
+from textlstm.machine import require_torch
 from textlstm.model import Model
 
 
@@ -101,19 +101,3 @@ def require_serve() -> None:
     for name in ("fastapi", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError(name.replace("_", "-"), "serve")
-
-
-def require_torch() -> None:
-    """Sees that torch is installed, and that its threads, once imported, share the machine with other programs.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("torch", "train")
-    # Between two parallel loops the threads of OpenMP spin. With one of two cores taken by another program, each
-    # waits for a partner that is not running: 1,400 tokens/s where 20,000 are usual. After 2,000 spins they sleep
-    # instead, and 8,000 tokens/s remain; on a quiet machine nothing is lost that can be told from noise.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")

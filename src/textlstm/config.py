@@ -341,16 +341,11 @@ class TrainConfig(Config):
         bounds = f"between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}"
         in_bounds = temperature is None or MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE
         self._require(in_bounds, "calibration_temperature", bounds)
-        for field in (
-            "weight_decay",
-            "activation_penalty",
-            "temporal_penalty",
-            "lr_final",
-            "patience",
-            "spike_sigmas",
-        ):
+        for field in ("weight_decay", "lr_final", "patience", "spike_sigmas"):
             value = getattr(self, field)
             self._require(math.isfinite(value) and value >= 0, field, "0 or more")
+        for field in ("activation_penalty", "temporal_penalty"):
+            self._require(0 <= getattr(self, field) <= 1e4, field, "between 0 and 10000")
         self._require_probabilities("jitter", "beta1", "beta2", "ema", "label_smoothing", "merge_dropout")
         self._require(self.precision in ("fp32", "tf32", "bf16"), "precision", "fp32, tf32 or bf16")
         self._require(0 <= self.warmup <= 1, "warmup", "between 0 and 1")

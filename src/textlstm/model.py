@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
@@ -17,13 +16,14 @@ from numpy.typing import NDArray
 from textlstm import metrics
 from textlstm.config import LearnConfig, ModelConfig, PatternConfig, SamplingConfig
 from textlstm.engine import Engine, load_engine, writing_engine
-from textlstm.errors import MissingExtraError, UsageError
+from textlstm.errors import UsageError
 from textlstm.export import export
 from textlstm.generation import Limits, Writer, read_prompt, whole_number, write
 from textlstm.generation import session as sessions
 from textlstm.generation.pattern import Pattern, Vocabulary
 from textlstm.generation.search import beam_search, check_search, write_best
 from textlstm.generation.words import BadWords
+from textlstm.machine import require_torch
 from textlstm.model_file import DType, ModelFile, read_model, write_model
 from textlstm.registry import find_model, find_model_by_identity
 from textlstm.state import State
@@ -157,7 +157,7 @@ class Model:
         Raises:
             MissingExtraError: torch is not installed.
         """
-        _require_torch()
+        require_torch()
         from textlstm.learning import LearningEngine
 
         config = learn if isinstance(learn, LearnConfig) else LearnConfig()
@@ -236,7 +236,7 @@ class Model:
             MissingExtraError: torch is not installed.
             UsageError: the text has less than two tokens.
         """
-        _require_torch()
+        require_torch()
         from textlstm.learning import measure
 
         ids = self.tokenizer.encode(checked_text(text))
@@ -422,7 +422,7 @@ class Model:
         )
 
     def _coder_that_learnt(self, settings: bytes) -> Coder:
-        _require_torch()
+        require_torch()
         from textlstm.learning import read_settings
 
         return self.learning_coder(read_settings(settings))
@@ -537,8 +537,3 @@ def _find(identity: str) -> Model:
     except UsageError as error:
         problem = f"the session belongs to a model that does not ship and is not in runs (identity {identity[:12]}…)"
         raise UsageError(f"{problem}; name it: Session.load(path, textlstm.load(...))") from error
-
-
-def _require_torch() -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("torch", "train")

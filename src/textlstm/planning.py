@@ -267,11 +267,22 @@ def _regularised(
 def _prediction(
     choice: Choice, model: ModelConfig, train: TrainConfig, tokenizer: Tokenizer, tokens: int
 ) -> float | None:
-    """The loss that the run should end with; nobody knows it for a network or a vocabulary of the user's."""
-    if choice.asked or train.tokenizer != "bpe" or not choice.corpus.val.num_chars:
+    """The loss that the run should end with; nobody knows it for a network, penalty or vocabulary of the user's."""
+    if (
+        choice.asked
+        or "activation_penalty" in choice.fixed
+        or train.tokenizer != "bpe"
+        or not choice.corpus.val.num_chars
+    ):
         return None
     operations = model.training_flops(train.steps * train.batch_size * train.seq_len)
-    return autopilot.predict(operations, tokens, anchor_of(choice.corpus, tokenizer, model.vocab_size))
+    anchor = anchor_of(choice.corpus, tokenizer, model.vocab_size)
+    predicted = autopilot.predict(operations, tokens, anchor)
+    return predicted if predicted < _FAR * anchor else None
+
+
+# Anchors: the runs that the law was fitted to end at 1.02 at most; of a second it says more than guessing would cost.
+_FAR = 1.5
 
 
 def _step_reasons(model: ModelConfig, train: TrainConfig, epochs: float, per_step: float) -> tuple[str, str]:

@@ -25,7 +25,7 @@ def import_(checkpoint: Path, out: Path, corpus: str | None, dtype: Any, as_json
     textlstm import model.pt original.safetensors
     textlstm import char-model.pt original-char.safetensors --corpus data.txt
     """
-    from textlstm.api import require_torch
+    from textlstm.machine import require_torch
 
     require_torch()
     from textlstm.legacy import import_checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from textlstm.cli.options import common_options, given, notice_of, options_of, print_json
+from textlstm.cli.options import FiniteRange, common_options, given, notice_of, options_of, print_json
 from textlstm.config import DEVICES, ENGINES, ModelConfig, TrainConfig
 
 
@@ -34,7 +34,7 @@ def _numbers(text: str, name: str) -> list[int]:
 
 @bench.command(name="train", short_help="Tokens per second of training, and its share of the machine.")
 @click.option("--processes", default="1", show_default=True, help="Numbers of processes, one after the other.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="For each number.")
+@click.option("--seconds", type=FiniteRange(min=0.1), default=5.0, show_default=True, help="For each number.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to train.")
 @options_of(ModelConfig, skip=["boundary"])
 @options_of(TrainConfig, skip=["tokenizer", "steps", "eval_every", "sample_every", "checkpoint_every", "patience"])
@@ -50,7 +50,7 @@ def bench_train(
     textlstm bench train
     textlstm bench train --hidden-size 512 --embed-size 512 --batch-size 24 --processes 1,2 --json
     """
-    from textlstm.api import require_torch
+    from textlstm.machine import require_torch
 
     require_torch()
     from textlstm.bench.card import machine_card
@@ -76,7 +76,7 @@ def bench_train(
 @click.option("--streams", default="1,8,64,256", show_default=True, help="Numbers of streams, one after the other.")
 @click.option("--tokens", type=click.IntRange(min=2), default=128, show_default=True, help="Of each text.")
 @click.option("--prompt-chars", type=click.IntRange(min=0), default=100, show_default=True, help="Of each prompt.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="For each number.")
+@click.option("--seconds", type=FiniteRange(min=0.1), default=5.0, show_default=True, help="For each number.")
 @click.option("--api-key", envvar="TEXTLSTM_API_KEY", default="none", help="Of the server at --url.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes of the server.")
 @click.option("--engine", type=click.Choice(ENGINES), help="What computes.  [default: int8 writes, onnx scores]")
@@ -158,8 +158,8 @@ def bench_quality(
     textlstm bench quality runs/my-novel-1 --protocols stream,stream+learn --write
     textlstm bench quality shakespeare sonnet.txt letter.txt --unit bits/byte --json
     """
-    from textlstm.api import require_torch
     from textlstm.bench.quality import files, scoreboard, splits, training_corpus
+    from textlstm.machine import require_torch
     from textlstm.metrics import LEARNING, parse_protocol
     from textlstm.model import Model
     from textlstm.model_file import amend_card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import types
 import typing
@@ -16,6 +17,15 @@ import click
 from textlstm.config import Config, CorpusConfig, LearnConfig
 
 Command = Callable[..., Any]
+
+
+class FiniteRange(click.FloatRange):
+    """Numbers of a range, without nan and infinity, which click lets pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number that a word means."""
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is not a finite number.", param, ctx)
 
 
 class Option(click.Option):
@@ -134,7 +144,7 @@ def learner_of(
             option = "--" + next(iter(settings), "learn_from").replace("_", "-")
             raise click.BadParameter("goes with --learn", param_hint=option)
         return model, None
-    from textlstm.api import require_torch
+    from textlstm.machine import require_torch
 
     require_torch()
     config = LearnConfig.from_dict(settings)

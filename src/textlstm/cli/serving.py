@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from textlstm.cli.options import common_options, print_json
+from textlstm.cli.options import FiniteRange, common_options, print_json
 from textlstm.config import ENGINES
 
 
@@ -23,10 +23,8 @@ from textlstm.config import ENGINES
 @click.option("--max-n", type=click.IntRange(1, 128), default=16, show_default=True, help="Texts of one prompt.")
 @click.option("--max-logprobs", type=click.IntRange(min=0), default=20, show_default=True, help="Likeliest tokens.")
 @click.option("--max-body", type=click.IntRange(min=1024), default=1 << 20, show_default=True, help="Bytes.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=600.0, show_default=True, help="Seconds a request has."
-)
-@click.option("--grace", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds to end in.")
+@click.option("--timeout", type=FiniteRange(min=0.1), default=600.0, show_default=True, help="Seconds a request has.")
+@click.option("--grace", type=FiniteRange(min=0), default=10.0, show_default=True, help="Seconds to end in.")
 @click.option("--states", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps the named states.")
 @click.option("--cors-origin", multiple=True, help="Web pages of this origin may use the API.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")

@@ -71,7 +71,7 @@ def demo(minutes: float, out: Path | None, seed: int, as_json: bool, quiet: bool
 
 def _load_trainer(quiet: bool) -> None:
     """Imports what trains, which takes some seconds; a terminal says so as long as it lasts."""
-    from textlstm.api import require_torch
+    from textlstm.machine import require_torch
 
     require_torch()
     shown = not quiet and sys.stderr.isatty()
@@ -101,7 +101,7 @@ def _train(request: Any, quiet: bool) -> Any:
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Settings of a search's best.json or a run's config.json."
 )
-@click.option("--init-from", help="Begin from this model; its vocabulary and shape are kept.")
+@click.option("--init-from", help="Begin from this model; its vocabulary, shape and activation penalty are kept.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last whole checkpoint.")
 @click.option("--resume-step", type=int, help="With --resume: go on from the checkpoint of this step instead.")
 @click.option("--time-to-loss", type=float, help="Stop when the held-out text costs this many nats per character.")
@@ -220,6 +220,7 @@ _IN_A_TRIAL = {
     "vocab_size": "searched with bpe",
     "embed_size": "as --hidden-size",
     "ema": "spans a twelfth of the trial",
+    "activation_penalty": "0.02 of --hidden-size",
     "precision": "bf16 with AMX, else fp32",
 }
 
@@ -256,7 +257,7 @@ def tune(sources: tuple[str, ...], as_json: bool, quiet: bool, **values: Any) ->
     textlstm tune tiny-shakespeare --flops 2e13 --vocab-size 1024 --num-layers 2
     textlstm train my-novel.txt --config runs/search/best.json --minutes 30
     """
-    from textlstm.api import require_torch
+    from textlstm.machine import require_torch
 
     require_torch()
     from textlstm.tune import Search

@@ -13,7 +13,16 @@ from typing import Any
 import click
 
 from textlstm.cli.copying import copied_line, index_of, suffix_index
-from textlstm.cli.options import common_options, given, learner_of, learning_options, options_of, print_json, quoted
+from textlstm.cli.options import (
+    FiniteRange,
+    common_options,
+    given,
+    learner_of,
+    learning_options,
+    options_of,
+    print_json,
+    quoted,
+)
 from textlstm.config import ENGINES, LearnConfig, PatternConfig, SamplingConfig
 
 
@@ -35,11 +44,11 @@ from textlstm.config import ENGINES, LearnConfig, PatternConfig, SamplingConfig
 @click.option("--no-echo", is_flag=True, help="Do not repeat the prompt; --json never does.")
 @click.option(
     "--typewriter",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     is_flag=False,
     flag_value=40.0,
     default=0.0,
-    help="Characters per second.",
+    help="Characters per second; without a number 40.",
 )
 @click.option(
     "--engine",

@@ -195,7 +195,7 @@ def _find_source(source: str | Rows, config: CorpusConfig, notice: Callable[[str
         kind = "folder" if path.is_dir() else "file"
         notice(f"{source} is taken for the {kind} of that name here, which hides the corpus: {PREFIX}{source}")
     if path.is_dir():
-        files = _files_below(path)
+        files = _files_below(path, notice)
     elif path.exists():
         files = [path]
     elif named := find(source):
@@ -210,17 +210,23 @@ def _find_source(source: str | Rows, config: CorpusConfig, notice: Callable[[str
     return Source(lambda: _read_files(files, config, notice), source, "unknown", False, tuple(files))
 
 
-def _files_below(folder: Path) -> list[Path]:
-    found = []
+def _files_below(folder: Path, notice: Callable[[str], None]) -> list[Path]:
+    found, others = list[Path](), list[Path]()
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if _unpacked_name(name).endswith(SUFFIXES)]
+        for name in sorted(name for name in names if not name.startswith(".") or _is_text(name)):
+            (found if _is_text(name) else others).append(Path(root, name))
+    kinds = f"{' '.join(SUFFIXES)}, plain, .gz or .zst"
     if not found:
-        kinds = " ".join(SUFFIXES)
-        raise CorpusError(
-            f"{folder} has no text files in it (looked for {kinds}, plain, .gz or .zst); name files instead"
-        )
+        raise CorpusError(f"{folder} has no text files in it (looked for {kinds}); name files instead")
+    if others:
+        left = "1 file is" if len(others) == 1 else f"{len(others):,} files are"
+        notice(f"of {folder} {left} left out, {others[0]} first: in a folder only {kinds} is read; name other files")
     return found
+
+
+def _is_text(name: str) -> bool:
+    return _unpacked_name(name).endswith(SUFFIXES)
 
 
 def _unpacked_name(name: str) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from textlstm import kernels
 from textlstm.config import ENGINES, ModelConfig
 from textlstm.errors import UsageError
+from textlstm.machine import require_torch
 from textlstm.model_file import ModelFile
 from textlstm.state import State
 
@@ -106,6 +107,7 @@ def load_engine(file: ModelFile, name: str = "onnx", threads: int | None = None)
 
         return OnnxEngine(file, threads)
     if name == "torch":
+        require_torch()
         from textlstm.engine.torch import TorchEngine
 
         return TorchEngine(file, threads)

@@ -89,7 +89,8 @@ def begin(
         planned = plan.count_steps(choice, model, train, tokenizer)
         model, train = planned.model, planned.train
         if train.steps < min(_FEW_STEPS, planned.timetable.most_steps):  # else more time would not help
-            view.notice(f"{train.steps} steps fit: too few to learn much; give it more --minutes")
+            fit = "1 step fits" if train.steps == 1 else f"{train.steps:,} steps fit"
+            view.notice(f"{fit}: too few to learn much; give it more --minutes")
     elif request.epochs is not None:
         tokens = len(corpus.encode(tokenizer, model.boundary_id, request.workers, view.notice).train)
         train = _for_epochs(request.epochs, train, tokens, view)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from textlstm.model_file import ModelFile
 from textlstm.tokenizer import absolute_name
 
 DEFAULT_MINUTES = 3.0
+_LENGTHS = ("minutes", "steps", "epochs")
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,11 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     if settings.get("max_val_chars") is not None and any(settings.get(name) is not None for name in UNBOUNDED):
         raise UsageError("--max-val-chars bounds a share of the text; --val and --val-chars hold out what they say")
     kinds = (CorpusConfig, ModelConfig, TrainConfig)
-    unknown = [name for name in settings if not any(name in kind.__dataclass_fields__ for kind in kinds)]
-    if unknown:
-        kinds[1].from_dict({unknown[0]: settings[unknown[0]]})  # raises, and names the nearest known one
+    known = [name for kind in kinds for name in kind.__dataclass_fields__]
+    for name in settings.keys() - known:
+        near = difflib.get_close_matches(name, [*known, *_LENGTHS], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise ConfigError(f"there is no setting {name!r}; {hint}")
     corpus, model, train = ({k: v for k, v in settings.items() if k in kind.__dataclass_fields__} for kind in kinds)
     return corpus, model, train
 
@@ -244,9 +247,10 @@ def penalty_of(initial: ModelFile) -> float:
     """
     train = initial.card.get("train")
     known = train.get("activation_penalty") if isinstance(train, Mapping) else None
-    if isinstance(known, bool) or not isinstance(known, int | float):
+    try:
+        return TrainConfig.from_dict({"activation_penalty": known}).activation_penalty
+    except ConfigError:
         return 0.0
-    return float(known) if 0 <= known < math.inf else 0.0
 
 
 def minutes_of(request: Request, preset: Mapping[str, Mapping[str, Any]]) -> float | None:

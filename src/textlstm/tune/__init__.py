@@ -21,9 +21,9 @@ share of their steps.
 | weight-decay | 0.01 to 1, on a logarithmic scale |
 | input-, layer-, output-, weight-dropout | 0 to 0.6 |
 
-What a user sets is not searched. The average of the weights spans a twelfth of each trial, and its rate ends at 0,
-however often it reads the text; `--ema`, `--lr-final` and `--merge-dropout` set what the rule takes for a text that is
-read often.
+What a user sets is not searched. The activation penalty goes with the width, as the rule has it. The average of the
+weights spans a twelfth of each trial, and its rate ends at 0, however often it reads the text; `--ema`, `--lr-final`
+and `--merge-dropout` set what the rule takes for a text that is read often.
 """
 
 from __future__ import annotations
@@ -447,7 +447,8 @@ class _Tuner:
         try:
             # Where `minutes` are asked, this trains for a while: it may run out of memory or diverge as a trial does.
             train = self._with_length(model, train, max(1, lanes_within(len(tokens.train), train.batch_size)))
-            settings = settings | {"steps": train.steps, "ema": train.ema}
+            counted = {"steps": train.steps, "ema": train.ema, "activation_penalty": train.activation_penalty}
+            settings = settings | counted
             course.steps = train.steps
             chars_per_token = self.text.train.num_chars / max(1, len(tokens.train))
             self.view.trial_begins(number, settings, train.steps, chars_per_token)
@@ -489,6 +490,8 @@ class _Tuner:
             self._encoded[name, wanted] = tokenizer, tokens
         tokenizer, tokens = self._encoded[name, wanted]
         for_model["vocab_size"] = tokenizer.vocab_size + boundary
+        hidden = int(for_model.get("hidden_size", ModelConfig.hidden_size))
+        for_train.setdefault("activation_penalty", autopilot.activation_penalty(hidden))
         return tokenizer, tokens, ModelConfig.from_dict(for_model), TrainConfig.from_dict(for_train)
 
     def _with_length(self, model: ModelConfig, train: TrainConfig, lanes: int) -> TrainConfig:
