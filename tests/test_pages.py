@@ -11,6 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "quality"))
 import pages
 import ship
 
+from textlstm.cli import cli
+from textlstm.cli.options import given
+from textlstm.config import ModelConfig, TrainConfig
 from textlstm.model_file import read_model
 
 
@@ -40,3 +43,16 @@ def test_models_that_ship_are_the_measured_ones_and_small():
         assert read_model(ship.PLACE / f"{line['name']}.safetensors").identity == line["identity"]
         own, shipped = line["val"], line["int8"]
         assert own["chars"] == shipped["chars"] and line["int8_costs"] <= 0.003
+
+
+@pytest.mark.parametrize("name", list(ship.MODELS))
+def test_models_that_ship_are_made_again_with_the_settings_they_had(name):
+    """Their commands with the defaults of today, against what they were trained with."""
+    line = next(line for line in map(json.loads, ship.RESULTS.read_text().splitlines()) if line["name"] == name)
+    with cli.commands["train"].make_context("train", ship.MODELS[name].options.split()) as context:
+        values = dict(context.params)
+    train, model = TrainConfig(**given(TrainConfig, values)), ModelConfig(**given(ModelConfig, values))
+    by_machine = {"steps", "precision"}  # or, of the steps, by --epochs
+    assert {k: v for k, v in line["train"].items() if k not in by_machine}.items() <= train.to_dict().items()
+    counted = {"vocab_size", "boundary"}
+    assert {k: v for k, v in line["model"].items() if k not in counted}.items() <= model.to_dict().items()

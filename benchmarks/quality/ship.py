@@ -3,7 +3,8 @@
     TEXTLSTM_CORPORA=FOLDER python benchmarks/quality/ship.py NAME... [--runs FOLDER]
 
 NAME is one of `MODELS`. FOLDER holds the true tinyshakespeare.txt; `names` needs the package of that name. Each model
-is trained by the command that stands in its card (a run that was stopped goes on), written in int8 with the statistics
+is trained by the command that stands in its card (a run that was stopped goes on; those that ship began with a smaller
+embedding, docs/models.md), written in int8 with the statistics
 that `--learn` goes by, and scored in single precision and as it ships; `benchmarks/results/shipped.jsonl` gets its
 line, and docs/models.md its table.
 """
