@@ -37,7 +37,7 @@ LAYERS = (
     {"__main__"},
 )
 # Pairs of one layer that are allowed, each for a reason.
-EXCEPTIONS = {("config", "errors")}
+EXCEPTIONS = {("config", "errors"), ("machine", "errors")}
 MAY_IMPORT_TORCH = {
     "network", "network.losses", "network.recurrence", "legacy", "trainer", "trainer.speed", "trainer.device",
     "trainer.distributed", "trainer.launch", "trainer.optimizer", "engine.torch", "planning", "bench.card",
