@@ -327,9 +327,8 @@ def test_a_plan_says_what_each_size_follows_from(book, tmp_path, monkeypatch, pe
         assert tokens == pytest.approx(len(file.tokenizer.encode(book.read_text()[:-2000])), rel=0.01)
         assert operations == 3 * ModelConfig.from_dict(config["model"]).flops_per_token * 2 * 2 * 16
     assert [line.partition(": ")[2] for line in config["reasons"][:2]] == [vocabulary, network]
-    assert config["predicted"] == (
-        None if asked else 0.5
-    )  # the law is of what the rule chooses, bpe of its own included
+    expected = None if asked else 0.5  # the law is of what the rule chooses, bpe of its own included
+    assert config["predicted"] == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What this machine is: its processor, and the cores that this process may use."""
+"""What this machine is and has: its processor, the cores that this process may use, and torch."""
 
 from __future__ import annotations
 
