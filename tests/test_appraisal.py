@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textlstm import appraisal
-from textlstm.appraisal import anchor, appraise, change
+from textlstm.appraisal import anchor, appraise, change, token_costs
 from textlstm.autopilot import ENGLISH
 from textlstm.config import CorpusConfig
 from textlstm.corpus import Rows, read_corpus
@@ -34,7 +34,7 @@ def test_lengths_of_tokens_are_those_that_each_vocabulary_gives(tmp_path, monkey
         for size in (320, 512, 1024, 2048, 4096)
         for trained in [BPETokenizer.train(documents, size)]
     }
-    assert appraise(corpus, own=False) == dataclasses.replace(text, lengths=ENGLISH)
+    assert appraise(corpus, own=False) == dataclasses.replace(text, lengths=ENGLISH, costs={})
 
 
 def test_lengths_of_the_tokens_of_many_documents_are_those_of_some(monkeypatch):
@@ -130,3 +130,45 @@ def test_the_anchor_is_an_interpolated_trigram_model(case):
     assert total == pytest.approx(1)
     found = anchor(np.array(train, dtype=np.int32), np.array(held_out, dtype=np.int32), vocab, 7)
     assert found == pytest.approx(sum(costs) / len(costs) * len(held_out) / 7)
+
+
+@pytest.mark.parametrize("cut", [1, 7])
+def test_costs_by_counts_are_those_of_the_best_order(cut, monkeypatch):
+    """Against the definition, on pieces of 2,000 characters of which the sixth of each ten is left out."""
+    monkeypatch.setattr(appraisal, "_LEAST_COUNTED", 24_000)
+    draw = np.random.default_rng(0)
+    words = ["".join(map(chr, draw.integers(97, 105, draw.integers(2, 7)))) for _ in range(40)]
+    text = " ".join(words[k] for k in draw.integers(0, 40, 6_000))[:24_000]
+    length = len(text) // cut
+    documents = [text[at : at + length] for at in range(0, len(text), length)]
+    text, sizes = "\n".join(documents), (288, 320, 512)
+    found = token_costs(documents, sizes)
+    pieces = [text[at : at + 2_000] for at in range(0, len(text), 2_000)]
+    for size in sizes:
+        tokenizer = BPETokenizer.train([text], size)
+        seen = np.concatenate([tokenizer.encode(p) for k, p in enumerate(pieces) if k % 10 != 5]).tolist()
+        asked = np.concatenate([tokenizer.encode(p) for k, p in enumerate(pieces) if k % 10 == 5]).tolist()
+        followers = {}  # of each context: what followed it, and how often
+        for n in range(4):
+            for i in range(n, len(seen)):
+                counts = followers.setdefault(tuple(seen[i - n : i]), {})
+                counts[seen[i]] = counts.get(seen[i], 0) + 1
+
+        def probability(context, token, size=size, followers=followers):
+            lower = 1 / size if not context else probability(context[1:], token)
+            counts = followers.get(context, {})
+            total = sum(counts.values()) + len(counts)
+            return lower if not counts else (counts.get(token, 0) + len(counts) * lower) / total
+
+        by_order = [
+            -sum(math.log(probability(tuple(asked[max(0, i - n) : i]), asked[i])) for i in range(len(asked)))
+            for n in range(4)
+        ]
+        assert min(by_order) < by_order[-1]  # longer contexts are no help here
+        assert found[size] == pytest.approx(min(by_order) / sum(map(len, pieces[5::10])))
+    assert token_costs([text[:23_999]], sizes) == token_costs(documents, ()) == {}
+
+
+def test_a_text_of_one_letter_costs_next_to_nothing(monkeypatch):
+    monkeypatch.setattr(appraisal, "_LEAST_COUNTED", 20_000)
+    assert 0 <= token_costs(["a" * 20_000], (288, 320))[320] < 0.01

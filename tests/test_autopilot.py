@@ -21,6 +21,7 @@ from textlstm.autopilot import (
     Proposal,
     Text,
     _soft_minimum,
+    counted,
     merge_dropout,
     most_held_out,
     predict,
@@ -120,6 +121,33 @@ def test_vocabulary_follows_the_text(chars, vocab):
 )
 def test_vocabulary_follows_what_it_does_to_the_tokens(chars, lengths, vocab):
     assert propose(180, Text(chars, lengths), 1e11, {}).model["vocab_size"] == vocab
+
+
+# What each text costs by counts, and the size with which networks ended lowest (docs/log.md).
+@pytest.mark.parametrize(
+    ("lengths", "costs", "vocab"),
+    [
+        ({320: 1.69, 512: 1.88}, {288: 1.456, 320: 1.466, 512: 1.520}, 288),  # pronunciations
+        ({320: 1.34, 512: 1.51}, {288: 1.565, 320: 1.584, 512: 1.627}, 288),  # airs
+        ({320: 1.25, 512: 1.37}, {288: 1.919, 320: 1.926, 512: 1.960}, 320),  # airports
+        ({320: 1.25, 512: 1.39}, {288: 1.389, 320: 1.386, 512: 1.388}, 320),  # compounds
+        ({320: 1.38, 512: 1.60}, {288: 1.017, 320: 1.003, 512: 1.005}, 320),  # songs
+        ({320: 2.29, 512: 2.53}, {288: 0.600, 320: 0.594, 512: 0.5907}, 320),  # parts of countries
+        ({320: 1.39, 512: 1.65}, {288: 0.452, 320: 0.443, 512: 0.430}, 512),  # restaurants
+        ({320: 1.48, 512: 1.95}, {320: 1.607, 512: 1.630}, 320),  # Dante
+        ({320: 1.36, 512: 2.18}, {320: 1.071, 512: 1.012}, 512),  # Quran
+        ({320: 1.48, 512: 1.94}, {}, 512),  # nothing is known
+    ],
+)
+def test_vocabulary_is_the_one_that_networks_ended_lowest_with(lengths, costs, vocab):
+    text = Text(500_000, dict.fromkeys((1024, 2048, 4096), 2.5) | lengths, costs=costs)
+    assert propose(180, text, 1e11, {}).model["vocab_size"] == vocab
+    assert not costs or counted(text) == tuple(costs)
+
+
+def test_counts_do_not_decide_where_longer_tokens_are_enough():
+    assert counted(Text(900_000)) == ()  # 1,024 ids
+    assert counted(Text(600_000)) == (320, 512)
 
 
 @pytest.mark.parametrize(
