@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from textlstm import appraisal
 from textlstm.appraisal import anchor, appraise, change, token_costs
-from textlstm.autopilot import ENGLISH
+from textlstm.autopilot import ENGLISH, candidate_sizes
 from textlstm.config import CorpusConfig
 from textlstm.corpus import Rows, read_corpus
 from textlstm.tokenizer import BPETokenizer
@@ -116,7 +116,7 @@ def witten_bell(train: list[int], context: tuple[int, ...], token: int, vocab: i
     st.integers(2, 5).flatmap(
         lambda v: st.tuples(
             st.just(v),
-            st.lists(st.integers(0, v - 1), min_size=3, max_size=60),
+            st.lists(st.integers(0, v - 1), max_size=60),
             st.lists(st.integers(0, v - 1), min_size=3, max_size=20),
         )
     )
@@ -128,8 +128,15 @@ def test_the_anchor_is_an_interpolated_trigram_model(case):
     ]
     total = sum(witten_bell(train, tuple(held_out[:2]), token, vocab) for token in range(vocab))
     assert total == pytest.approx(1)
-    found = anchor(np.array(train, dtype=np.int32), np.array(held_out, dtype=np.int32), vocab, 7)
+    train, held_out = np.array(train, dtype=np.int32), np.array(held_out, dtype=np.int32)
+    found = anchor(train, held_out, vocab, 7)
     assert found == pytest.approx(sum(costs) / len(costs) * len(held_out) / 7)
+    for n, p_M in zip(range(6), appraisal._interpolated(train, held_out, vocab), strict=False):
+        expected = [
+            witten_bell(list(train), tuple(held_out[max(0, i - n) : i]), held_out[i], vocab)
+            for i in range(len(held_out))
+        ]
+        assert p_M == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("cut", [1, 7])
@@ -142,10 +149,11 @@ def test_costs_by_counts_are_those_of_the_best_order(cut, monkeypatch):
     length = len(text) // cut
     documents = [text[at : at + length] for at in range(0, len(text), length)]
     text, sizes = "\n".join(documents), (288, 320, 512)
-    found = token_costs(documents, sizes)
+    largest = BPETokenizer.train(text, 512)
+    found = token_costs(documents, largest, sizes)
     pieces = [text[at : at + 2_000] for at in range(0, len(text), 2_000)]
     for size in sizes:
-        tokenizer = BPETokenizer.train([text], size)
+        tokenizer = largest.cut(size)
         seen = np.concatenate([tokenizer.encode(p) for k, p in enumerate(pieces) if k % 10 != 5]).tolist()
         asked = np.concatenate([tokenizer.encode(p) for k, p in enumerate(pieces) if k % 10 == 5]).tolist()
         followers = {}  # of each context: what followed it, and how often
@@ -166,9 +174,33 @@ def test_costs_by_counts_are_those_of_the_best_order(cut, monkeypatch):
         ]
         assert min(by_order) < by_order[-1]  # longer contexts are no help here
         assert found[size] == pytest.approx(min(by_order) / sum(map(len, pieces[5::10])))
-    assert token_costs([text[:23_999]], sizes) == token_costs(documents, ()) == {}
+    assert token_costs([text[:23_999]], largest, sizes) == {}
 
 
-def test_a_text_of_one_letter_costs_next_to_nothing(monkeypatch):
+def test_longer_n_grams_are_asked_until_they_cost_more(monkeypatch):
+    """Not for the cheapest of all: the third of these costs more than the second, whatever comes after it."""
+    nats = [3.0, 1.0, 2.0, 0.5]
+    monkeypatch.setattr(appraisal, "_interpolated", lambda *text: (np.exp([-cost]) for cost in nats))
+    assert appraisal._of_best_order([], [], 2) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("text", ["a" * 20_000, (" " + "a" * 1_999) * 60])
+def test_pieces_of_a_few_tokens_cost_next_to_nothing(text, monkeypatch):
+    """N-grams of more tokens than there are: none is found, and nothing fails."""
     monkeypatch.setattr(appraisal, "_LEAST_COUNTED", 20_000)
-    assert 0 <= token_costs(["a" * 20_000], (288, 320))[320] < 0.01
+    largest = BPETokenizer.train(text, 320)
+    assert token_costs([text], largest, (288, 320)) == {288: 0.01, 320: 0.01}
+
+
+def test_n_grams_are_counted_where_they_may_decide(tmp_path, monkeypatch):
+    """Of a million characters, of an own vocabulary whose size is to be chosen."""
+    monkeypatch.setattr(appraisal, "_LEAST_COUNTED", 20_000)
+    monkeypatch.setattr(appraisal, "_MEASURED_CHARS", 10_000)
+    draw = np.random.default_rng(0)
+    (tmp_path / "text.txt").write_text("".join(map(chr, draw.integers(97, 105, 30_000))))
+    corpus = read_corpus([str(tmp_path / "text.txt")], CorpusConfig(dev_fraction=0.0))
+    text = appraise(corpus, own=True)
+    largest = BPETokenizer.train(corpus.excerpt(10_000), 4096)
+    assert text.costs and text.costs == token_costs(corpus.excerpt(10**6), largest, candidate_sizes(text))
+    assert appraise(corpus, own=True, chosen=False) == dataclasses.replace(text, costs={})
+    assert appraise(corpus, own=False).costs == {}

@@ -134,7 +134,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
         machine.work(2 * tokens * machine.token(model, lanes))
         return machine.token(model, lanes)
 
-    def appraise(corpus, own):
+    def appraise(corpus, own, chosen):
         machine.work(1.4)
         return Text(corpus.train.num_chars)
 
@@ -289,7 +289,8 @@ def test_a_plan_that_begins_from_a_model_says_whose_shape_it_is(book, tmp_path, 
     )
 
 
-FEW = "more ids would hardly make its tokens longer"  # the text has some twenty words
+FITS = "fits 0.01 min of this machine (1 GFLOP/s in matrix products)"
+FEW = "with 512 its tokens would hardly be longer"  # the text has some twenty words
 
 
 @pytest.mark.parametrize(("anchors", "is_told"), [(1.4, True), (1.6, False)])
@@ -304,13 +305,12 @@ def test_a_prediction_far_from_the_runs_of_the_law_is_not_told(book, tmp_path, m
     ("peak", "asked", "vocabulary", "network"),
     [
         (1e16, {}, FEW, "as large as suits 20,000 characters"),
-        (1e9, {}, FEW, "fits 0.01 min at 1 GFLOP/s peak of products"),
+        (1e9, {}, FEW, FITS),
         (1e16, {"hidden_size": 16}, FEW, "as asked"),
         (1e16, {"vocab_size": 300}, "as asked", "as large as suits 20,000 characters"),
         (1e16, {"activation_penalty": 1.0}, FEW, "as large as suits 20,000 characters"),
-        (1e9, {"tokenizer": "byte"}, "that of --tokenizer byte", "fits 0.01 min at 1 GFLOP/s peak of products"),
-        (1e9, {"tokenizer": "gpt2-pruned"}, "that of --tokenizer gpt2-pruned", "fits 0.01 min at 1 GFLOP/s peak of "
-         "products"),
+        (1e9, {"tokenizer": "byte"}, "that of --tokenizer byte", FITS),
+        (1e9, {"tokenizer": "gpt2-pruned"}, "that of --tokenizer gpt2-pruned", FITS),
     ],
 )  # fmt: skip
 def test_a_plan_says_what_each_size_follows_from(book, tmp_path, monkeypatch, peak, asked, vocabulary, network):
@@ -437,7 +437,7 @@ def test_regularisation_follows_the_steps_that_were_counted(book, monkeypatch, a
 def test_regularisation_follows_what_is_known_of_the_text(book, monkeypatch, digits, changes):
     lengths = {320: 1.2, 512: 1.3, 1024: 1.35, 2048: 1.4, 4096: 1.45}  # no words
     monkeypatch.setattr(
-        planning, "appraise", lambda corpus, own: Text(corpus.train.num_chars, lengths, digits, changes)
+        planning, "appraise", lambda corpus, own, chosen: Text(corpus.train.num_chars, lengths, digits, changes)
     )
     model, train, epochs = planned(book, monkeypatch, {}, 400)
     assert 30 < epochs < 40 and 300 < model.vocab_size <= 320
@@ -482,12 +482,19 @@ def test_an_excerpt_is_spread_over_the_text(tmp_path):
 
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize(
-    ("settings", "vocab"), [({}, 320), ({"vocab_size": 777}, 777), ({"sample_chars": None}, 320)]
-)  # null as in `config.json` of another run
-def test_a_plan_takes_the_vocabulary_that_the_lengths_ask_for(tmp_path, monkeypatch, settings, vocab, sampled):
+    ("settings", "costs", "vocab"),
+    [
+        ({}, {}, 320),
+        ({}, {288: 1.5, 320: 1.6, 512: 1.7}, 288),
+        ({"vocab_size": 777}, {288: 1.5, 320: 1.6, 512: 1.7}, 777),
+        ({"sample_chars": None}, {}, 320),  # null as in `config.json` of another run
+    ],
+)
+def test_a_plan_takes_the_vocabulary_that_suits_the_tokens(tmp_path, monkeypatch, settings, costs, vocab, sampled):
     lengths = {320: 1.2, 512: 1.3, 1024: 1.35, 2048: 1.4, 4096: 1.45}
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
     monkeypatch.setattr(appraisal, "token_lengths", lambda documents, largest: lengths)
+    monkeypatch.setattr(appraisal, "token_costs", lambda documents, largest, sizes: costs)
     monkeypatch.setattr(planning.autopilot, "sample_size", lambda *known: 1_900_000 if sampled else None)
     (tmp_path / "book.txt").write_text(PLAIN * 11)
     for_corpus, for_model, for_train = split_settings({"val_chars": 100, **settings})

@@ -590,9 +590,10 @@ def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book,
         {"event": "recount", "step": 10, "steps": 56}
     ]
     told = (
-        "the machine is faster than expected: 56 steps in all instead of 40; they are counted again at each look until"
+        "the machine is faster than expected: 56 steps in all instead of 40; they are counted again until half of them"
     )
-    assert view.notices.count(f"{told} half of them are done") == 1
+    assert view.notices.count(f"{told} are done") == 1
+    assert not any("no more changes" in line for line in view.notices)
     assert whole.config["reasons"][-1] == "56 steps instead: counted again at step 10"
     card = read_model(whole.model).card
     assert (card["steps"], card["train"]["steps"]) == (56, 56)
@@ -604,7 +605,7 @@ def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book,
     assert train(request(book, tmp_path / "run", None, **asked, resume=True)) == again
 
 
-def test_that_the_steps_changed_is_told_once(book, tmp_path, monkeypatch):
+def test_that_the_steps_changed_is_told_once_and_how_many_they_are_in_the_end(book, tmp_path, monkeypatch):
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: 40)
     monkeypatch.setattr(
         "textlstm.autopilot.Timetable.recount", lambda self, looks, steps, warmup: steps + 4 * (looks[-1][0] < 20)
@@ -613,6 +614,7 @@ def test_that_the_steps_changed_is_told_once(book, tmp_path, monkeypatch):
     train(request(book, tmp_path / "run", None, minutes=0.01, settings={"eval_every": 4}), view)
     changed = [line for line in log_of(tmp_path / "run") if line["event"] == "recount"]
     assert len(changed) > 2 and sum("than expected" in line for line in view.notices) == 1
+    assert view.notices.count(f"{changed[-1]['steps']} steps in all, and no more changes") == 1
 
 
 def test_a_run_goes_on_by_the_number_of_steps_of_its_checkpoint(book, tmp_path, monkeypatch, alike):

@@ -287,7 +287,8 @@ def test_the_space_surrounds_the_rule(book):
         low, high = sizes["hidden_size"]["low"], sizes["hidden_size"]["high"]
         assert hidden in range(low, high + 1, 64) and (high - low) % 64 == 0 and low <= hidden // 2 + 64
         assert sizes["vocab_size"]["choices"] == [512, 1024, 2048]
-    for vocab, choices in ((320, [320, 640]), (512, [320, 512, 1024]), (300, [300, 600])):
+    few = [288, 320, 512]
+    for vocab, choices in ((288, few), (320, few), (512, [*few, 1024]), (4096, [2048, 4096])):
         assert _space({"vocab_size": vocab, "hidden_size": 128})["vocab_size"]["choices"] == choices
 
 

@@ -1,5 +1,5 @@
-"""What the rule behind `--minutes` wants to know of a text, measured in a second or two: how long its tokens come out,
-how many digits it has, how much it changes on the way, and how hard it is to foretell.
+"""What the rule behind `--minutes` wants to know of a text, measured in some seconds: how long its tokens come out,
+how many digits it has, how much it changes on the way, what it costs by n-grams, and how hard it is to foretell.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from textlstm.autopilot import ENGLISH, Text, counted
+from textlstm.autopilot import ENGLISH, Text, candidate_sizes
 from textlstm.corpus import Corpus
 from textlstm.tokenizer import BPETokenizer, Ids, Tokenizer
 
@@ -20,12 +20,13 @@ _COUNTED_CHARS = 1_000_000  # of half of them, pronunciations cost 0.5 % less wi
 _CHANGE_IDS = 512
 
 
-def appraise(corpus: Corpus, own: bool) -> Text:
-    """Measures a training text; of a long one some half a million characters, spread over it.
+def appraise(corpus: Corpus, own: bool, chosen: bool = True) -> Text:
+    """Measures a training text; of a long one some stretches, spread over it.
 
     Args:
         corpus: the text.
-        own: whether a vocabulary is made for it, whose size is chosen; English stands for the tokens of others.
+        own: whether a vocabulary is made for it; English stands for the tokens of others.
+        chosen: whether its size is to be chosen.
     """
     documents = corpus.excerpt(_MEASURED_CHARS)
     digits = sum(map(str.isdigit, "".join(documents))) / max(1, sum(map(len, documents)))
@@ -34,7 +35,8 @@ def appraise(corpus: Corpus, own: bool) -> Text:
     lengths = token_lengths(some, largest) if own else ENGLISH
     ids = np.concatenate([largest.cut(_CHANGE_IDS).encode(text) for text in some])
     text = Text(corpus.train.num_chars, lengths, digits, change(ids, _CHANGE_IDS))
-    return replace(text, costs=token_costs(corpus.excerpt(_COUNTED_CHARS), counted(text))) if own else text
+    sizes = candidate_sizes(text) if own and chosen else ()
+    return replace(text, costs=token_costs(corpus.excerpt(_COUNTED_CHARS), largest, sizes)) if sizes else text
 
 
 def token_lengths(documents: Sequence[str], largest: BPETokenizer) -> Mapping[int, float]:
@@ -52,40 +54,39 @@ def token_lengths(documents: Sequence[str], largest: BPETokenizer) -> Mapping[in
     }
 
 
-def token_costs(documents: Sequence[str], sizes: Sequence[int]) -> Mapping[int, float]:
-    """What a tenth of a text costs by counts in the rest, in nats per character, by sizes of an own vocabulary.
+def token_costs(documents: Sequence[str], largest: BPETokenizer, sizes: Sequence[int]) -> Mapping[int, float]:
+    """What a tenth of a text costs by n-grams of the rest, in nats per character, by sizes of an own vocabulary.
 
-    By the counts of `anchor`, but of as many tokens as make it cheapest. What it costs a network goes by that, nearly:
-    longer tokens reach further, and hide the letters that they share.
+    By the interpolated counts of `anchor`, but of the order up to which each is cheaper than the one before. What it
+    costs a network goes by that, nearly: longer tokens reach further, and hide the letters that they share.
 
     Args:
         documents: some of the text.
-        sizes: of the vocabularies.
+        largest: the vocabulary from which smaller ones are cut.
+        sizes: of these.
 
     Returns:
         The costs; none of less than 100,000 characters, of which no text was measured.
     """
     text = "\n".join(documents)
-    if len(text) < _LEAST_COUNTED or not sizes:
+    if len(text) < _LEAST_COUNTED:
         return {}
-    pieces = [text[at : at + _STRETCH] for at in range(0, len(text), _STRETCH)]
-    asked, seen = pieces[5::_PARTS], [piece for k, piece in enumerate(pieces) if k % _PARTS != 5]
-    largest = BPETokenizer.train(text, max(sizes))
+    pieces = [text[at : at + _PIECE_CHARS] for at in range(0, len(text), _PIECE_CHARS)]
+    left_out = _PARTS // 2
+    asked, seen = pieces[left_out::_PARTS], [piece for k, piece in enumerate(pieces) if k % _PARTS != left_out]
     costs = {}
     for size in sizes:
         smaller = largest.cut(size)
         seen_N, asked_M = (np.concatenate([smaller.encode(piece) for piece in part]) for part in (seen, asked))
-        costs[size] = _cheapest(seen_N, asked_M, size) * len(asked_M) / sum(map(len, asked))
+        nats = _of_best_order(seen_N, asked_M, size) * len(asked_M)
+        costs[size] = max(_CHEAP, nats / sum(map(len, asked)))
     return costs
 
 
-_STRETCH, _LEAST_COUNTED = 2_000, 100_000  # characters
-
-
-def _cheapest(seen_N: Ids, asked_M: Ids, vocab: int) -> float:
-    """Nats per token by the order from which on longer contexts cost more."""
+def _of_best_order(seen_N: Ids, asked_M: Ids, vocab: int) -> float:
+    """Nats per token by the longest n-grams that are cheaper than all shorter ones."""
     best = np.inf
-    for p_M in itertools.islice(_by_counts(seen_N, asked_M, vocab), int(62 / np.log2(vocab))):  # in 64 bits
+    for p_M in _interpolated(seen_N, asked_M, vocab):
         if (cost := float(-np.log(p_M).mean())) > best:
             break
         best = cost
@@ -120,37 +121,42 @@ def anchor(train_N: Ids, held_out_M: Ids, vocab: int, chars: int) -> float:
         vocab: number of ids.
         chars: length of the held-out text that these ids stand for.
     """
-    p_M = next(itertools.islice(_by_counts(train_N, held_out_M, vocab), 2, None))
+    p_M = next(itertools.islice(_interpolated(train_N, held_out_M, vocab), 2, None))
     return float(-np.log(p_M[2:]).mean()) * len(held_out_M) / chars
 
 
-def _by_counts(train_N: Ids, held_out_M: Ids, vocab: int) -> Iterator[NDArray[np.float64]]:
-    """The probability of each id after those before it, by contexts of 0, 1, 2 and more of them."""
+def _interpolated(train_N: Ids, held_out_M: Ids, vocab: int) -> Iterator[NDArray[np.float64]]:
+    """The probability of each held-out id by n-grams of 1, 2, 3 and more ids, as many as 64 bits tell apart.
+
+    The first ones have no n - 1 ids before them: by as many as they have.
+    """
     seen, asked = train_N.astype(np.int64), held_out_M.astype(np.int64)
     p_M = np.full(len(asked), 1 / vocab)
-    for n in itertools.count(1):
-        kinds, counts = np.unique(_ngrams(seen, n, vocab), return_counts=True)
-        contexts, first = np.unique(kinds // vocab, return_index=True)
-        followers, totals = np.diff([*first, len(kinds)]), np.add.reduceat(counts, first)
-        looked_up, shorter = _ngrams(asked, n, vocab), p_M[n - 1 :]
-        count, followed, total = (
-            _counts(keys, values, query)
-            for keys, values, query in (
-                (kinds, counts, looked_up),
-                (contexts, followers, looked_up // vocab),
-                (contexts, totals, looked_up // vocab),
+    for n in range(1, 1 + int(63 / np.log2(max(2, vocab)))):
+        if len(seen) >= n:
+            kinds, counts = np.unique(_ngrams(seen, n, vocab), return_counts=True)
+            contexts, first = np.unique(kinds // vocab, return_index=True)
+            followers, totals = np.diff([*first, len(kinds)]), np.add.reduceat(counts, first)
+            looked_up, shorter = _ngrams(asked, n, vocab), p_M[n - 1 :]
+            count, followed, total = (
+                _counts(keys, values, query)
+                for keys, values, query in (
+                    (kinds, counts, looked_up),
+                    (contexts, followers, looked_up // vocab),
+                    (contexts, totals, looked_up // vocab),
+                )
             )
-        )
-        p_M = p_M.copy()
-        p_M[n - 1 :] = np.where(total > 0, (count + followed * shorter) / np.maximum(1, total + followed), shorter)
+            longer = np.where(total > 0, (count + followed * shorter) / np.maximum(1, total + followed), shorter)
+            p_M = np.concatenate([p_M[: n - 1], longer])
         yield p_M
 
 
 def _ngrams(ids: NDArray[np.int64], n: int, vocab: int) -> NDArray[np.int64]:
     """Every n successive ids as one number."""
-    found = ids[: len(ids) - n + 1]
+    many = max(0, len(ids) - n + 1)
+    found = ids[:many]
     for k in range(1, n):
-        found = found * vocab + ids[k : len(ids) - n + 1 + k]
+        found = found * vocab + ids[k : k + many]
     return found
 
 
@@ -184,4 +190,5 @@ def change(ids_N: Ids, vocab: int) -> float:
 
 
 _PARTS, _PIECE, _LEAST_CHANGING = 10, 300, 10_000  # parts; tokens of a piece, and of a text that can tell
-_CHEAP = 0.01  # nats per token below which a text repeats itself, and the ratio of two costs tells nothing
+_PIECE_CHARS, _LEAST_COUNTED = 2_000, 100_000  # of what is counted for `token_costs`
+_CHEAP = 0.01  # nats per token or character below which a text repeats itself, and ratios of costs tell nothing

@@ -11,7 +11,8 @@ length, `docs/log.md` has the runs):
   0.3, 1 and 9 million tokens of that size on, or from 25 for each id where those of half as many ids are less than a
   character, as in Chinese; each if they are a tenth longer (in tables and music a fifth) than with half as many ids.
   How long they come out is measured (`appraisal.token_lengths`). Instead of 512 it is 320, and instead of 320 it is
-  288 or 512, where the text costs 0.6 % less by counts of such tokens (`appraisal.token_costs`).
+  288, where the text costs 0.6 % less by n-grams of such tokens (`appraisal.token_costs`), or 512 where it costs 1.5 %
+  less.
 - H is the multiple of 64 for which P comes nearest to the lesser of sqrt(C / 7.2), C being the floating-point
   operations that the time allows (about 1.2 tokens read per parameter), and 18 N.
 - Outputs of the last layer are kept small: 0.02 of their squared norm is added to the loss (an activation penalty of
@@ -53,8 +54,8 @@ class Text:
         lengths: characters per token, by size of the vocabulary.
         digits: how many of its characters are digits, as a share.
         change: how much it changes on the way, as `appraisal.change` tells.
-        costs: what it costs by counts of tokens, in nats per character, by each size of the vocabulary between which
-            these decide (`counted`); empty where none do.
+        costs: what it costs by n-grams, in nats per character, by each size of the vocabulary between which these
+            decide (`candidate_sizes`); empty where none do.
     """
 
     chars: int
@@ -66,7 +67,7 @@ class Text:
     @property
     def has_words(self) -> bool:
         """Whether letters often occur together; in tables and music they do not. Short texts pass as having them."""
-        return self.chars < _WORDS_TOLD_FROM or self.lengths[512] >= _WORDS_LONGER * self.lengths[LEAST_VOCABULARY]
+        return self.chars < _WORDS_TOLD_FROM or self.lengths[512] >= _WORDS_LONGER * self.lengths[320]
 
     def tokens(self, vocab: int) -> float:
         """Its length in tokens, of the nearest vocabulary whose lengths are known."""
@@ -200,7 +201,7 @@ _REGULARISATION = frozenset(
 # without the activation penalty; with it the first wants 1.02 after 6 epochs, the second 1.3 or more after 3.
 _MANY_DIGITS = 1 / 4
 _MOST_SURE = 0.3  # the highest that was measured
-LEAST_VOCABULARY = 320
+VOCABULARIES = (288, 320, 512, 1024, 2048, 4096)  # sizes that are chosen
 # With 512 ids instead of 320 the tokens of prose, verse and code are 1.31 to 1.6 times as long, those of a table and
 # of music 1.10 and 1.13 times.
 _WORDS_LONGER = 1.2
@@ -211,12 +212,12 @@ _WORDS_TOLD_FROM = 2_000  # characters; in fewer pairs of English run out before
 # at 5.625, 5.572, 5.532 and, where an id occurs 12 times, 5.639.
 _VOCABULARIES = ((1024, 300_000), (2048, 1_000_000), (4096, 9_000_000))
 _LONGER = 1.1
-# Where a step costs 0.6 % less by counts, networks end lower, too: Dante 1.366 with 320 ids, 1.379 with 512;
-# a dictionary of pronunciations 0.655 with 288, 0.699 with 320; airs 1.281 and 1.287; restaurants 0.320 with 512,
-# 0.331 with 320. Where it is less, they may not: parts of countries 0.604 with 512, 0.56 % cheaper, 0.562 with 320; a
-# play in German 1.442 with 320, 0.51 % cheaper, 1.439 with 512.
-_COUNTED: Mapping[int, tuple[int, ...]] = {320: (288, 320, 512), 512: (320, 512)}
-_CHEAPER = 0.994
+# Between these sizes n-grams decide. Where fewer ids cost 0.6 % less by them, networks end lower, too: Dante (-1.4 %)
+# 1.366 with 320 ids, 1.379 with 512; airs (-1.2 %) 1.281 with 288, 1.287 with 320; a dictionary of pronunciations
+# (-0.7 %) 0.655 and 0.699. A play in German (-0.51 %) does not care. More ids have to cost less by more: a list of
+# restaurants (-3.0 %) ends at 0.320 with 512, 0.331 with 320, parts of countries (-0.56 %) at 0.604 and 0.562.
+_CANDIDATES: Mapping[int, tuple[int, ...]] = {320: (288, 320, 512), 512: (320, 512)}
+_FEWER, _MORE = 0.994, 0.985
 _SELDOM = 25  # occurrences of an id on average
 MOST_EPOCHS = 100  # of a text; more of them teach nothing more, and a run ends early
 _PARAMS_PER_TOKEN = 18  # of text: 2 x 640 for a million characters
@@ -236,35 +237,42 @@ _BATCHES = (
 
 
 def vocabulary(text: Text) -> tuple[int, str]:
-    """How many ids suit a text, and why: what suits the length of its tokens, or is foretold better by counts."""
-    vocab, why = _by_length(text)
-    cheapest = min(text.costs, key=lambda size: text.costs[size], default=vocab)
-    if cheapest != vocab and text.costs[cheapest] < _CHEAPER * text.costs[vocab]:
-        return cheapest, f"its tokens are easier to foretell than those of {vocab}"
+    """How many ids suit a text, and why: what the length of its tokens asks for, or what n-grams are better at."""
+    vocab, why = _by_token_length(text)
+    if vocab not in text.costs:
+        return vocab, why
+    shares = {size: cost / text.costs[vocab] for size, cost in text.costs.items()}
+    best = min(shares, key=lambda size: shares[size] / (_FEWER if size < vocab else _MORE))
+    if shares[best] < (_FEWER if best < vocab else _MORE):
+        return best, f"by n-grams of its tokens the text costs {1 - shares[best]:.1%} less than with {vocab}"
     return vocab, why
 
 
-def counted(text: Text) -> tuple[int, ...]:
-    """The sizes of the vocabulary between which counts decide; none for texts of which longer tokens are enough."""
-    return _COUNTED.get(_by_length(text)[0], ())
+def candidate_sizes(text: Text) -> tuple[int, ...]:
+    """The sizes of the vocabulary between which n-grams decide; none where tokens' lengths ask for 1,024 or more."""
+    return _CANDIDATES.get(_by_token_length(text)[0], ())
 
 
-def _by_length(text: Text) -> tuple[int, str]:
-    """More ids while its tokens grow, and are enough, or are parts of characters."""
-    suits = f"suits {text.chars:,} characters"
+def _by_token_length(text: Text) -> tuple[int, str]:
+    """More ids while its tokens grow, and are enough, or are parts of characters; and why so many."""
     if text.has_words:
-        vocab, longer, why = 512, _LONGER, suits
+        vocab, longer, why = 512, _LONGER, None
     else:
-        vocab, longer, why = LEAST_VOCABULARY, _WORDS_LONGER, "more ids would hardly make its tokens longer"
+        vocab, longer, why = 320, _WORDS_LONGER, "with 512 its tokens would hardly be longer"
     before = 512
     for larger, wanted in _VOCABULARIES:
         tokens, parts = text.tokens(larger), text.lengths[before] < 1
-        enough = tokens >= wanted or (parts and tokens >= _SELDOM * larger)
-        if not enough or text.lengths[larger] < longer * text.lengths[before]:
+        if text.lengths[larger] < longer * text.lengths[before]:
+            more = f"with {larger:,} its tokens would hardly be longer"
+            break
+        if tokens < wanted and not (parts and tokens >= _SELDOM * larger):
+            more = f"{larger:,} want {wanted:,} tokens; with them this text has {tokens:,.0f}"
             break
         vocab = before = larger
-        why = "fewer ids make tokens of less than a character" if tokens < wanted else suits
-    return vocab, why
+        why = "fewer ids make tokens of less than a character" if tokens < wanted else None
+    else:
+        more = "the most that are chosen"
+    return vocab, more if why is None else why
 
 
 def most_params(tokens: float) -> float:

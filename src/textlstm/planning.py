@@ -113,9 +113,10 @@ class Plan:
             for_corpus, for_model, for_train: settings of the user and of a preset; what is chosen is put among them.
             initial: the model that the run begins from.
         """
+        self.notice("measuring the text ...")
         fixed = frozenset((*for_model, *for_train))
         name = for_train.get("tokenizer", TrainConfig.tokenizer)
-        text = appraise(corpus, own=initial is None and name == "bpe")
+        text = appraise(corpus, own=initial is None and name == "bpe", chosen="vocab_size" not in for_model)
         sample, proposal = None, self._proposal(text, for_model, for_train)
         if for_corpus.get("sample_chars") is None:  # `config.json` of another run says null
             sample = self._sample(corpus, proposal, name, initial)
@@ -198,7 +199,8 @@ class Plan:
                 f"{autopilot.MOST_EPOCHS} times teaches no more (--epochs sets how often)"
             )
         if predicted is not None:
-            reasons.append(f"predicted: about {predicted:.2f} nats per character of the held-out text")
+            guess = "" if choice.text.has_words else ", a guess: tables and music may end far lower"
+            reasons.append(f"predicted: about {predicted:.2f} nats per character of the held-out text{guess}")
         return Planned(model, train, reasons, predicted, timetable)
 
     def _shape_reasons(
@@ -215,7 +217,7 @@ class Plan:
         elif choice.proposal.text_bounds:
             width = f"as large as suits {choice.corpus.train.num_chars:,} characters"
         else:
-            width = f"fits {self.minutes:g} min at {self._peak / 1e9:.0f} GFLOP/s peak of products"
+            width = f"fits {self.minutes:g} min of this machine ({self._peak / 1e9:.0f} GFLOP/s in matrix products)"
         return f"{vocabulary}: {'as asked' if 'vocab_size' in choice.asked else size}", f"{network}: {width}"
 
     def _besides(

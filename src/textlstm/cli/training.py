@@ -184,8 +184,11 @@ def train(as_json: bool, quiet: bool, **values: Any) -> None:
     if as_json:
         print_json(report)
     else:
+        from textlstm.planning import duration
+
         words = [quoted(word) for word in (result.model.parent, result.prompt) if word]
-        click.echo(f"model: {result.model}\nwrite with it: textlstm generate {' '.join(words)}")
+        click.echo(f"model: {result.model} ({duration(result.seconds / 60)})")
+        click.echo(f"write with it: textlstm generate {' '.join(words)}")
     if target is not None and result.seconds_to_loss is None:
         click.echo(f"the held-out text never cost as little as {target:g} nats per character", err=True)
         sys.exit(1)

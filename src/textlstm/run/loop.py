@@ -97,7 +97,8 @@ class Run:
         self.best_step: int | None = None
         self._signals = Signals(view.notice, hold=group.size > 1)
         self._looks: list[tuple[int, float]] = []  # steps and seconds of the run at each
-        self._told_late = self._told_recount = False
+        self._told_late = False
+        self._told_steps: int | None = None  # of those that were counted again
         self._failing: set[str] = set()  # what could not be written the last time
         self._told_skipped: set[str] = set()  # why steps were skipped, as far as it was told
         # A model that the disk has not taken yet.
@@ -307,8 +308,8 @@ class Run:
     def _recount(self, step: int) -> int:
         """Counts again the steps of a run that was planned for a time.
 
-        It says so the first time that their number changes. Where it is too late for that, a run that falls far behind
-        is told of once.
+        It says so the first time that their number changes, and when it changes no more. Where it is too late for
+        that, a run that falls far behind is told of once.
         """
         timetable, steps, looks = self.setup.timetable, self.setup.train.steps, self._looks
         looks.append((step, self.seconds))
@@ -321,15 +322,20 @@ class Run:
                 self._set_train(self.setup.train.replace(steps=wanted), reason)
             except OSError:  # asked again at the next look; until then the folder and the run agree
                 return steps
-            if not self._told_recount:  # a busy machine changes its pace up to six times in half a minute
-                self._told_recount, pace = True, "faster" if wanted > steps else "slower"
+            if self._told_steps is None:  # a busy machine changes its pace up to six times in half a minute
+                self._told_steps, pace = wanted, "faster" if wanted > steps else "slower"
                 self.view.notice(
                     f"the machine is {pace} than expected: {wanted:,} steps in all instead of {steps:,}; they are "
-                    "counted again at each look until half of them are done"
+                    "counted again until half of them are done"
                 )
             self.view.recount(wanted)
             self._log({"event": "recount", "step": step, "steps": wanted})
-        if len(looks) < 2 or 2 * step <= wanted or self._told_late:
+        if len(looks) < 2 or 2 * step <= wanted:
+            return wanted
+        if self._told_steps not in (None, wanted):
+            self._told_steps = wanted
+            self.view.notice(f"{wanted:,} steps in all, and no more changes")
+        if self._told_late:
             return wanted
         projected, planned = timetable.projected(looks, wanted), timetable.seconds
         if projected > 1.25 * planned:

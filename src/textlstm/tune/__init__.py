@@ -12,7 +12,7 @@ share of their steps.
 
 | option | searched |
 |---|---|
-| vocab-size | half (but 320), once and twice what the rule takes (own BPE only) |
+| vocab-size | the sizes that the rule knows, from half to twice the one that it takes (own BPE only) |
 | hidden-size, with embed-size | from half to twice what the rule takes, in steps of 64 |
 | num-layers | 1 to 3 |
 | batch-size | 4 to 32 lanes, in steps of 4 |
@@ -241,7 +241,8 @@ class _Plan:
     def made(cls, asked: Mapping[str, Any], text: Corpus, device: str) -> _Plan:
         """The plan of a new search."""
         fixed = asked["fixed"]["model"] | asked["fixed"]["train"]
-        known = appraise(text, own=fixed.get("tokenizer", TrainConfig.tokenizer) == "bpe")
+        own = fixed.get("tokenizer", TrainConfig.tokenizer) == "bpe"
+        known = appraise(text, own, chosen="vocab_size" not in fixed)
         if asked["flops"] is None:
             peak = planning_peak(device, fixed["precision"])
             proposal = autopilot.propose(60 * asked["minutes"], known, peak, fixed)
@@ -283,7 +284,7 @@ def _space(first: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     vocab, hidden = first["vocab_size"], first["hidden_size"]
     dropouts = ("input_dropout", "layer_dropout", "output_dropout", "weight_dropout")
     return {
-        "vocab_size": {"choices": sorted({min(vocab, max(autopilot.LEAST_VOCABULARY, vocab // 2)), vocab, 2 * vocab})},
+        "vocab_size": {"choices": [size for size in autopilot.VOCABULARIES if vocab / 2 <= size <= 2 * vocab]},
         "hidden_size": {"low": max(64, hidden // 128 * 64), "high": hidden // 64 * 128, "step": 64},
         "num_layers": {"low": 1, "high": 3, "step": 1},
         "batch_size": {"low": 4, "high": 32, "step": 4},
