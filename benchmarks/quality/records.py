@@ -44,6 +44,13 @@ ROWS: dict[str, tuple[str, ...]] = {
         "--merge-dropout", "0.15", "--calibration-temperature", "1.16", "--dev-fraction", "0", "--eval-every", "1971",
         "--activation-penalty", "0", *ORIGINAL,
     ),
+    "static-penalty": (  # not calibrated
+        "tiny-shakespeare", "--steps", "39420", "--hidden-size", "384", "--embed-size", "384", "--batch-size", "12",
+        "--lr", "7e-3", "--lr-final", "0.2", "--input-dropout", "0.2", "--layer-dropout", "0.2",
+        "--output-dropout", "0.2", "--weight-dropout", "0.2", "--weight-decay", "0.1", "--ema", "0.9999",
+        "--merge-dropout", "0.15", "--activation-penalty", "7.7", "--dev-fraction", "0", "--eval-every", "1971",
+        *ORIGINAL,
+    ),
     "tuned-1e14": (
         "tiny-shakespeare", "--steps", "7884", "--hidden-size", "384", "--embed-size", "384", "--batch-size", "12",
         "--lr", "7e-3", "--input-dropout", "0.2", "--layer-dropout", "0.2", "--output-dropout", "0.3",

@@ -210,7 +210,7 @@ _WORDS_TOLD_FROM = 2_000  # characters; in fewer pairs of English run out before
 # Parts of characters are worth no tokens: 175,000 characters of Chinese, three bytes each, end at 5.375 with 512 ids
 # (0.66 characters a token), 5.330 with 1024 (0.86), 5.179 with 2048 (1.03) and 5.184 with 4096 (1.16); a third of them
 # at 5.625, 5.572, 5.532 and, where an id occurs 12 times, 5.639.
-_VOCABULARIES = ((1024, 300_000), (2048, 1_000_000), (4096, 9_000_000))
+_LARGER = ((1024, 300_000), (2048, 1_000_000), (4096, 9_000_000))
 _LONGER = 1.1
 # Between these sizes n-grams decide. Where fewer ids cost 0.6 % less by them, networks end lower, too: Dante (-1.4 %)
 # 1.366 with 320 ids, 1.379 with 512; airs (-1.2 %) 1.281 with 288, 1.287 with 320; a dictionary of pronunciations
@@ -260,7 +260,7 @@ def _by_token_length(text: Text) -> tuple[int, str]:
     else:
         vocab, longer, why = 320, _WORDS_LONGER, "with 512 its tokens would hardly be longer"
     before = 512
-    for larger, wanted in _VOCABULARIES:
+    for larger, wanted in _LARGER:
         tokens, parts = text.tokens(larger), text.lengths[before] < 1
         if text.lengths[larger] < longer * text.lengths[before]:
             more = f"with {larger:,} its tokens would hardly be longer"
