@@ -329,6 +329,8 @@ def test_a_plan_says_what_each_size_follows_from(book, tmp_path, monkeypatch, pe
     assert [line.partition(": ")[2] for line in config["reasons"][:2]] == [vocabulary, network]
     expected = None if asked else 0.5  # the law is of what the rule chooses, bpe of its own included
     assert config["predicted"] == expected
+    told_of = "predicted: about 0.50 nats per character of the held-out text"
+    assert (f"{told_of}, a guess: tables and music may end far lower" in config["reasons"]) == (not asked)
 
 
 @pytest.mark.parametrize(
