@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -328,10 +329,10 @@ PROGRAM = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from tex
 class Terminal:
     """A program in a terminal of its own, and what it shows."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: str = PROGRAM) -> None:
         self._ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
+            [sys.executable, "-c", program, *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
             start_new_session=True, env={**environment(), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         )  # fmt: skip
         os.close(theirs)
@@ -351,6 +352,11 @@ class Terminal:
                 except OSError:  # it has ended
                     raise AssertionError(self.shown) from None
 
+    @property
+    def echoes(self) -> bool:
+        """Whether it shows keys by itself."""
+        return bool(termios.tcgetattr(self._ours)[3] & termios.ECHO)
+
     def close(self) -> int:
         """Reads what is left; returns the exit code."""
         while select.select([self._ours], [], [], 10)[0]:
@@ -362,20 +368,58 @@ class Terminal:
         return self.process.wait(timeout=30)
 
 
+PROMPT = r"\x1b\[\?2004h.*>"  # a prompt that takes keys: it has just asked for pasted text to be marked
+
+
 def test_in_a_real_terminal(model):
     terminal = Terminal("generate", str(model), "-i", "--seed", "3", "--max-chars", "100000000")
-    terminal.wait_for(">")
+    terminal.wait_for(PROMPT)
     terminal.press("Once\r")
     terminal.wait_for(".{2000}")
     terminal.press("\x03")  # stops the text
-    terminal.wait_for(">")
+    terminal.wait_for(PROMPT)
     terminal.press("/set max-chars 9\r")
-    terminal.wait_for("max-chars 9.*>")
+    terminal.wait_for("max-chars 9.*" + PROMPT)
     terminal.press("\x03")  # a new line
     terminal.press("/bra\t")
     terminal.wait_for("nch")  # what Tab added
     terminal.press(" x\r")
-    terminal.wait_for("/load x comes back here.*>")
+    terminal.wait_for("/load x comes back here.*" + PROMPT)
     terminal.press("\x04")
     assert terminal.close() == 0 and "Traceback" not in terminal.shown
     assert "/help lists the commands" in terminal.shown and "^C" not in terminal.shown
+
+
+BETWEEN = """
+import termios
+from textlstm import interactive
+
+def mark():
+    print("echo", "on" if termios.tcgetattr(0)[3] & termios.ECHO else "off", flush=True)
+
+def reader(conversation, make=interactive.terminal_reader):
+    ask = make(conversation)
+
+    def read():
+        mark()
+        line = ask()
+        mark()
+        return line
+
+    return read
+
+interactive.terminal_reader = reader
+"""
+
+
+def test_keys_do_not_show_between_a_prompt_and_the_text(model):
+    terminal = Terminal("generate", str(model), "Once", "-i", "--max-chars", "9", program=BETWEEN + PROGRAM)
+    terminal.wait_for(PROMPT)
+    assert not terminal.echoes
+    terminal.press("/help\r")
+    terminal.wait_for("/help, /quit.*" + PROMPT)
+    terminal.press("/quit\r")
+    terminal.wait_for("echo off\r\n$")
+    terminal.process.wait(timeout=30)
+    assert terminal.echoes  # as it was
+    assert terminal.close() == 0 and terminal.shown.count("echo off") == 4 and "echo on" not in terminal.shown

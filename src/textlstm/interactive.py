@@ -386,7 +386,7 @@ def answer(conversation: Conversation, line: str, show: Callable[[str], None]) -
     """Shows what one line brings; Ctrl-C ends it, and the session stands where the text was stopped."""
     last = "\n"
     try:
-        with _interruptible() as stopped, _silent_keys():
+        with _interruptible() as stopped, silent_keys():
             for piece in conversation.hear(line):
                 show(piece)
                 last = piece
@@ -411,8 +411,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _silent_keys() -> Iterator[None]:
-    """Within it, keys do not show amid the text, Ctrl-C as little as any other."""
+def silent_keys() -> Iterator[None]:
+    """Within it, the terminal shows no key by itself: neither amid the text nor between it and a prompt."""
     try:
         import termios
     except ImportError:  # Windows, whose terminals show nothing by themselves

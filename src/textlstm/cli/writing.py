@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -188,7 +189,7 @@ def _converse(
     model: Any, prompt: str, sampling: SamplingConfig, options: dict[str, Any], seed: int, quiet: bool,
     learn: LearnConfig | None, find: Callable[[str | None], Any],
 ) -> None:  # fmt: skip
-    from textlstm.interactive import Conversation, answer, converse, read_stdin, terminal_reader
+    from textlstm.interactive import Conversation, answer, converse, read_stdin, silent_keys, terminal_reader
 
     if all(options[name] is None for name in ("max_tokens", "max_chars")):
         options["max_chars"] = 300
@@ -202,10 +203,12 @@ def _converse(
     def show(text: str) -> None:
         click.echo(text, nl=False)
 
-    if prompt:
-        show(click.style(prompt, bold=True))
-        answer(conversation, prompt, show)
-    converse(conversation, terminal_reader(conversation) if in_terminal else read_stdin, show)
+    # The prompt shows keys; a line that is read without it is shown by the terminal alone.
+    with silent_keys() if in_terminal else nullcontext():
+        if prompt:
+            show(click.style(prompt, bold=True))
+            answer(conversation, prompt, show)
+        converse(conversation, terminal_reader(conversation) if in_terminal else read_stdin, show)
 
 
 def _heading(number: int, of: int, prompt: str, no_echo: bool) -> None:
