@@ -690,6 +690,30 @@ def test_the_live_view_goes_on_where_a_run_begins_again():
     assert last.count("title") == 1
 
 
+def test_what_the_terminal_shows_of_ctrl_c_moves_no_line_of_the_live_view():
+    console = Console(file=io.StringIO(), width=60)
+    facts = Facts("title " * 30, (), 40, 2.0, 1.0, 1.0, "text", flops_per_token=1, peak=1.0)
+    with LiveView(console) as view:
+        view.begin(facts, 0)
+        view.step(1, 1.0, 0.1, 1, 100, 0.5)
+        view.sample(1, "long words " * 30)
+        lines = console.render_lines(view.render(), pad=False)
+    widths = [sum(segment.cell_length for segment in line) for line in lines]
+    assert len(lines) > 5 and max(widths) + len("^C") < console.width  # the cursor does not reach the last column
+
+
+@pytest.mark.parametrize(("rates", "share"), [([0.5], "50%"), ([2.0], "100%"), ([0.5, 2.0, 0.5], "50%")])
+def test_training_never_reaches_more_than_the_peak(rates, share):
+    """A peak that was measured too low becomes what is reached; after it, it stays."""
+    out = io.StringIO()
+    facts = Facts("title", (), 40, 2.0, 1.0, 1.0, "text", flops_per_token=1, peak=100.0)
+    with LiveView(Console(file=out, width=100)) as view:
+        view.begin(facts, 0)
+        for step, rate in enumerate(rates, 1):
+            view.step(step, 1.0, 0.1, 1, 100, 1 / rate)
+    assert f" {share} of this machine's sgemm peak" in out.getvalue()
+
+
 @pytest.mark.parametrize(("minutes", "told"), [(1e-4, 1), (1e4, 0)])
 def test_a_run_far_behind_its_plan_says_so_once(book, tmp_path, monkeypatch, minutes, told):
     monkeypatch.setattr("textlstm.autopilot.steps_within", lambda *times: STEPS)  # as a faster machine would plan

@@ -18,6 +18,7 @@ from typing import Any, Self, TextIO, cast
 from xml.sax.saxutils import escape
 
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -142,6 +143,7 @@ class LiveView(View):
         self._live: Live | None = None
         self._facts: Facts | None = None
         self._rate = Rate()
+        self._peak = 0.0
         self._figures: dict[str, str] = {}
         self._sample = ""
         self._bar = Progress(
@@ -186,7 +188,9 @@ class LiveView(View):
         rate, facts = self._rate, self._facts
         rate.add(nats, tokens, seconds)
         self._bar.update(self._task, completed=step)
-        share = rate.tokens_per_second * facts.flops_per_token / facts.peak
+        reached = rate.tokens_per_second * facts.flops_per_token
+        self._peak = max(self._peak, facts.peak, reached)  # a busy machine measures too low a peak
+        share = reached / self._peak
         self._figures |= {
             "loss": f"{rate.nats / facts.chars_per_token:.3f} nats/char  ({rate.nats:.3f} per token)",
             "step": f"{step:,} of {facts.steps:,}, epoch {epoch}",
@@ -238,7 +242,22 @@ class LiveView(View):
         if self._sample:
             lines = self._sample.strip("\n").split("\n")[:12]
             parts += [Text(), Panel(Text("\n".join(lines)), title="newest sample", border_style="dim")]
-        return Panel(Group(*parts), title=Text(self._facts.title), border_style="blue")
+        return framed(parts, self._facts.title, self._console)
+
+
+def framed(parts: Sequence[RenderableType], title: str, console: Console) -> RenderableType:
+    """What a live view shows, in a frame that leaves the last columns of the terminal free.
+
+    The terminal shows Ctrl-C as ^C where the cursor stands. Behind a frame of full width that begins a line, and a
+    line of the frame would stay when it is drawn anew.
+
+    Args:
+        parts: what stands in the frame, one below the other.
+        title: above it.
+        console: where it is shown.
+    """
+    frame = Panel(Group(*parts), title=Text(title), border_style="blue")
+    return Constrain(frame, max(1, console.width - len("^C") - 1))
 
 
 class Rate:

@@ -7,16 +7,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from textlstm.metrics import Score
 from textlstm.report import output
-from textlstm.view import Rate, View, error_console
+from textlstm.view import Rate, View, error_console, framed
 
 if TYPE_CHECKING:
     from textlstm.trainer import StepReport
@@ -135,7 +134,7 @@ class LiveTuneView(PlainTuneView):
         parts: list[RenderableType] = [self._bar, Text(), Text(self._now), Text(loss + speed, style="cyan")]
         if self._rows:
             parts += [Text(), table_of(sorted(self._rows, key=_order)[:_BEST_SHOWN])]
-        return Panel(Group(*parts), title=Text(self._title), border_style="blue")
+        return framed(parts, self._title, self._console)
 
 
 def choose_tune_view(quiet: bool) -> TuneView:
