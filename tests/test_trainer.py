@@ -389,15 +389,6 @@ def test_reached_ends_the_run():
     assert trainer.finished and trainer.step == 20 and saves[-1] == 20
 
 
-def test_a_look_before_the_first_step_ends_nothing_and_changes_nothing():
-    looked, plain = (make_trainer(train=TRAIN.replace(eval_every=10), dev=DEV) for _ in range(2))
-    looks = []
-    callbacks = Callbacks(on_look=lambda look, network: looks.append(look.step), reached=lambda network: True)
-    looked.run(callbacks, look_first=True)
-    plain.run(callbacks)
-    assert looks == [0, 10, 10] and bits(looked) == bits(plain)
-
-
 # --- numbers that are not finite -------------------------------------------------------------------------------------
 
 

@@ -121,15 +121,10 @@ class PlainView(View):
     def look(self, step: int, dev: Score | None, best: bool) -> None:
         assert self._facts is not None
         rate, facts = self._rate, self._facts
-        told = f"step {step}/{facts.steps}"
-        if rate.tokens_per_second:
-            told += f"  loss {rate.nats / facts.chars_per_token:.3f} nats/char"
+        told = f"step {step}/{facts.steps}  loss {rate.nats / facts.chars_per_token:.3f} nats/char"
         if dev is not None:
             told += f"  {facts.shown} {dev.nats_per_char:.3f} nats/char {dev.bits_per_byte:.3f} bits/byte"
             told += " *" if best and facts.shown == "development" else ""
-        if not rate.tokens_per_second:  # before the first step
-            self._line(told)
-            return
         first, began = self._began
         passed = time.monotonic() - began
         left = passed / max(1, step - first) * (facts.steps - step)

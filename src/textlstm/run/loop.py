@@ -136,21 +136,9 @@ class Run:
             checkpoint = self._go_on_with(smaller)  # here the failed trainer is gone
         if reason is not None:
             self._interrupted(trainer)
-        self._tell_gain()
         result = self._finish(trainer)
         self.group.share(json.dumps({"result": result.to_dict()}).encode())
         return result
-
-    def _tell_gain(self) -> None:
-        """Says what training brought to the model that it began from."""
-        if not self.dev_curve or self.dev_curve[0][0] > 0:
-            return
-        losses = [loss for _, loss in self.dev_curve]
-        after = min(filter(math.isfinite, losses), default=math.nan) if self.chooses else losses[-1]
-        part = "development part" if self.chooses else "held-out text, as far as it was looked at"
-        self.view.notice(f"{part}: {losses[0]:.4f} nats per character before, {after:.4f} after")
-        if after == losses[0]:
-            self.view.notice("no look was better than the first: the model is the one that it began from")
 
     def _go_on_with(self, train: TrainConfig) -> Checkpoint | None:
         """Changes the configuration of a run whose memory ran out; the checkpoint to go on from, if there is one.
@@ -196,15 +184,14 @@ class Run:
             recount=self._recount,
         )
         with self._signals:
-            return trainer, trainer.run(callbacks, look_first=self.setup.init_from is not None)
+            return trainer, trainer.run(callbacks)
 
     def follow(self, resumed: bool) -> None:
         """Trains as one of the ranks that write nothing."""
         trainer = self._trainer(None)
         trainer.restore(self.group.share_checkpoint(None if resumed else trainer.beginning()))
         with self._signals:
-            callbacks = Callbacks(stop=self._signals.reason)
-            reason = trainer.run(callbacks, look_first=self.setup.init_from is not None)
+            reason = trainer.run(Callbacks(stop=self._signals.reason))
         if reason is not None:
             raise Interrupted(
                 f"rank {self.group.rank} stopped with the others", self._signals.received or signal.SIGTERM

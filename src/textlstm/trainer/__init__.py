@@ -254,12 +254,11 @@ class Trainer:
         every = self.config.checkpoint_every
         return 2 * self.look_every if every is None else every
 
-    def run(self, callbacks: Callbacks, look_first: bool = False) -> str | None:
+    def run(self, callbacks: Callbacks) -> str | None:
         """Trains to the end, or until told to stop.
 
         Args:
             callbacks: what happens besides.
-            look_first: whether to look at the weights that it begins with as well.
 
         Returns:
             None at the end of the run, else the reason that `callbacks.stop` gave; a checkpoint was saved.
@@ -269,8 +268,6 @@ class Trainer:
         """
         self._saved = time.monotonic()
         with self.group.together():
-            if look_first and self.step == 0:
-                self._look_with(callbacks)
             while not self.finished:
                 report = self.advance()
                 callbacks.on_step(report)
@@ -288,12 +285,10 @@ class Trainer:
         return None
 
     def _look_with(self, callbacks: Callbacks) -> None:
-        """Looks at the development part, and sees whether that ends the run, once it has begun."""
+        """Looks at the development part, and sees whether that ends the run."""
         look = self._look()
         with self.group.apart():
             callbacks.on_look(look, self.averaged)
-        if self.step == 0:
-            return
         early = bool(self.config.patience) and self._stale >= self.config.patience
         reached = bool(self.group.largest(callbacks.reached(self.averaged)))  # asked at the last look too
         self.finished = reached or early or self.step == self.config.steps
