@@ -357,6 +357,11 @@ class Terminal:
         """Whether it shows keys by itself."""
         return bool(termios.tcgetattr(self._ours)[3] & termios.ECHO)
 
+    def leave(self) -> int:
+        """Closes the terminal while the program runs; returns the exit code."""
+        os.close(self._ours)
+        return self.process.wait(timeout=30)
+
     def close(self) -> int:
         """Reads what is left; returns the exit code."""
         while select.select([self._ours], [], [], 10)[0]:
@@ -364,8 +369,7 @@ class Terminal:
                 self.shown += os.read(self._ours, 65536).decode(errors="replace")
             except OSError:
                 break
-        os.close(self._ours)
-        return self.process.wait(timeout=30)
+        return self.leave()
 
 
 PROMPT = r"\x1b\[\?2004h.*>"  # a prompt that takes keys: it has just asked for pasted text to be marked
@@ -415,7 +419,6 @@ interactive.terminal_reader = reader
 def test_keys_do_not_show_between_a_prompt_and_the_text(model):
     terminal = Terminal("generate", str(model), "Once", "-i", "--max-chars", "9", program=BETWEEN + PROGRAM)
     terminal.wait_for(PROMPT)
-    assert not terminal.echoes
     terminal.press("/help\r")
     terminal.wait_for("/help, /quit.*" + PROMPT)
     terminal.press("/quit\r")
@@ -423,3 +426,14 @@ def test_keys_do_not_show_between_a_prompt_and_the_text(model):
     terminal.process.wait(timeout=30)
     assert terminal.echoes  # as it was
     assert terminal.close() == 0 and terminal.shown.count("echo off") == 4 and "echo on" not in terminal.shown
+
+
+def test_a_terminal_that_is_gone_ends_in_one_line(model, tmp_path):
+    """The signal that tells of it is ignored, as under nohup."""
+    errors = tmp_path / "errors.txt"
+    ignoring = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    program = f"{ignoring}sys.stderr = open({str(errors)!r}, 'w')\n{PROGRAM}"
+    terminal = Terminal("generate", str(model), "-i", program=program)
+    terminal.wait_for(PROMPT)
+    code = terminal.leave()
+    assert (code, errors.read_text().splitlines()[1:]) == (1, ["error: writing: Input/output error"])

@@ -519,10 +519,11 @@ def test_what_learning_goes_by_is_told_by_a_fifth_of_it(monkeypatch):
     assert planning._statistics_seconds(model, ByteTokenizer()) == learning.SEGMENTS
 
 
+@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize(
     ("chars", "reads"), [(0, 0), (1998, 0), (4000, 15 * 2000 + 2000), (1_000_000, 15 * 32_768 + 500_000)]
 )
-def test_a_plan_counts_what_comes_besides_the_steps(monkeypatch, chars, reads):
+def test_a_plan_counts_what_comes_besides_the_steps(monkeypatch, chars, reads, begun):
     """Tokens of two characters that take a second each; a thousand are fitted to, and then scored once more."""
     monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
     monkeypatch.setattr(planning, "measure_reading", lambda model, device, lanes=1, tokens=0: 1.0)
@@ -530,9 +531,9 @@ def test_a_plan_counts_what_comes_besides_the_steps(monkeypatch, chars, reads):
     monkeypatch.setattr(planning, "_statistics_seconds", lambda model, tokenizer: 11.0)
     plan, model = Plan(1, 0.0, "cpu", "fp32", lambda line: None), ModelConfig(hidden_size=8, embed_size=8)
     corpus = SimpleNamespace(dev=SimpleNamespace(num_chars=chars), val=SimpleNamespace(num_chars=600))
-    final, look, save = plan._besides(model, corpus, ByteTokenizer(), 2.0)
+    final, look, save = plan._besides(model, corpus, ByteTokenizer(), 2.0, begun)
     warm_up = 16 * 512
-    assert final == 311 + (reads + 16 * warm_up if reads else 0)
+    assert final == (611 if begun else 311) + (reads + 16 * warm_up if reads else 0)
     shown = chars / 2 if chars else 8192
     assert look == pytest.approx(shown + warm_up + 7 + 4 * model.num_params / 2e8, rel=1e-9)
     assert save == 16 * model.num_params / 2e8

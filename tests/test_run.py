@@ -699,19 +699,7 @@ def test_what_the_terminal_shows_of_ctrl_c_moves_no_line_of_the_live_view():
         view.sample(1, "long words " * 30)
         lines = console.render_lines(view.render(), pad=False)
     widths = [sum(segment.cell_length for segment in line) for line in lines]
-    assert len(lines) > 5 and max(widths) + len("^C") < console.width  # the cursor does not reach the last column
-
-
-@pytest.mark.parametrize(("rates", "share"), [([0.5], "50%"), ([2.0], "100%"), ([0.5, 2.0, 0.5], "50%")])
-def test_training_never_reaches_more_than_the_peak(rates, share):
-    """A peak that was measured too low becomes what is reached; after it, it stays."""
-    out = io.StringIO()
-    facts = Facts("title", (), 40, 2.0, 1.0, 1.0, "text", flops_per_token=1, peak=100.0)
-    with LiveView(Console(file=out, width=100)) as view:
-        view.begin(facts, 0)
-        for step, rate in enumerate(rates, 1):
-            view.step(step, 1.0, 0.1, 1, 100, 1 / rate)
-    assert f" {share} of this machine's sgemm peak" in out.getvalue()
+    assert len(lines) > 5 and max(widths) + len("^C^C") < console.width  # the cursor does not reach the last column
 
 
 @pytest.mark.parametrize(("minutes", "told"), [(1e-4, 1), (1e4, 0)])
@@ -915,6 +903,26 @@ def test_init_from_goes_on_from_a_model(finished, tmp_path):
     assert abs(first - steps[-1]) < abs(first - steps[0])  # it begins where the other ended
     assert np.abs(new.weights["lstm.0.weight_hh"] - old.weights["lstm.0.weight_hh"]).max() < 0.01
     assert result.config["init_from"] == str(base)
+
+
+def test_a_run_from_a_model_tells_what_the_same_text_cost_before(finished, book, tmp_path):
+    settings, view = {"batch_size": 4, "seq_len": 24}, Watch()
+    train(Request([str(book)], tmp_path / "run", steps=4, settings=settings, init_from=str(finished[1])), view)
+    told = f"the model that it began from: {finished[2].val['nats_per_char']:.4f} nats/char of the same text"
+    assert view.notices.count(told) == 1
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_from_a_model_that_is_gone_tells_nothing_of_it(finished, book, tmp_path, replaced):
+    base, settings, view = tmp_path / "base", {"batch_size": 4, "seq_len": 24}, Watch()
+    train(Request([str(book)], base, steps=2, settings=settings | {"hidden_size": 8}))
+    with pytest.raises(Interrupted):
+        train(Request([str(book)], tmp_path / "run", steps=4, settings=settings, init_from=str(base)), Watch((2,)))
+    shutil.rmtree(base)
+    if replaced:
+        shutil.copytree(finished[1], base)
+    assert train(Request([], tmp_path / "run", resume=True), view).steps == 4
+    assert "the model that it began from" not in " ".join(view.notices)
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ class Plan:
         chars_per_token = chars / max(1, sum(len(tokenizer.encode(text)) + model.boundary for text in head))
         encoding = (time.perf_counter() - began) / chars * corpus.train.num_chars
         train, per_step = self._measured(model, train)
-        final, look, save = self._besides(model, corpus, tokenizer, chars_per_token)
+        final, look, save = self._besides(model, corpus, tokenizer, chars_per_token, choice.begun)
         fit = autopilot.steps_within(self._left - encoding, per_step, final, look, save, train.eval_every)
         tokens = int(corpus.train.num_chars / chars_per_token)
         passes = steps_per_epoch(tokens, train.batch_size, train.seq_len, train.jitter)
@@ -221,11 +221,12 @@ class Plan:
         return f"{vocabulary}: {'as asked' if 'vocab_size' in choice.asked else size}", f"{network}: {width}"
 
     def _besides(
-        self, model: ModelConfig, corpus: Corpus, tokenizer: Tokenizer, chars_per_token: float
+        self, model: ModelConfig, corpus: Corpus, tokenizer: Tokenizer, chars_per_token: float, begun: bool
     ) -> tuple[float, float, float]:
         """Seconds that a run takes besides its steps: at its end, for each look, and for each checkpoint."""
         device, tokens = self.device, corpus.dev.num_chars / chars_per_token
         final = measure_reading(model, device) * corpus.val.num_chars / chars_per_token
+        final *= 1 + begun  # the model that it begins from is scored, too
         final += _statistics_seconds(model, tokenizer)
         reading = measure_reading(model, device, lanes=16, tokens=1024)
         warm_up = 16 * metrics.WARM_UP

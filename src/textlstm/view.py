@@ -40,7 +40,7 @@ class Facts:
         uniform, unigram: nats per character of guessing evenly, and by frequency alone.
         costs_of: of which text.
         flops_per_token: of a training step.
-        peak: the machine's rate of matrix multiplication in floating-point operations per second.
+        peak: the rate of matrix multiplication of all that train, in floating-point operations per second.
         shown: what is scored while training: the development part, or the held-out text or its beginning, which
             chooses nothing.
     """
@@ -143,7 +143,6 @@ class LiveView(View):
         self._live: Live | None = None
         self._facts: Facts | None = None
         self._rate = Rate()
-        self._peak = 0.0
         self._figures: dict[str, str] = {}
         self._sample = ""
         self._bar = Progress(
@@ -188,9 +187,7 @@ class LiveView(View):
         rate, facts = self._rate, self._facts
         rate.add(nats, tokens, seconds)
         self._bar.update(self._task, completed=step)
-        reached = rate.tokens_per_second * facts.flops_per_token
-        self._peak = max(self._peak, facts.peak, reached)  # a busy machine measures too low a peak
-        share = reached / self._peak
+        share = rate.tokens_per_second * facts.flops_per_token / facts.peak
         self._figures |= {
             "loss": f"{rate.nats / facts.chars_per_token:.3f} nats/char  ({rate.nats:.3f} per token)",
             "step": f"{step:,} of {facts.steps:,}, epoch {epoch}",
@@ -249,7 +246,7 @@ def framed(parts: Sequence[RenderableType], title: str, console: Console) -> Ren
     """What a live view shows, in a frame that leaves the last columns of the terminal free.
 
     The terminal shows Ctrl-C as ^C where the cursor stands. Behind a frame of full width that begins a line, and a
-    line of the frame would stay when it is drawn anew.
+    line of the frame would stay when it is drawn anew. There is room for two.
 
     Args:
         parts: what stands in the frame, one below the other.
@@ -257,7 +254,7 @@ def framed(parts: Sequence[RenderableType], title: str, console: Console) -> Ren
         console: where it is shown.
     """
     frame = Panel(Group(*parts), title=Text(title), border_style="blue")
-    return Constrain(frame, max(1, console.width - len("^C") - 1))
+    return Constrain(frame, max(1, console.width - len("^C^C") - 1))
 
 
 class Rate:

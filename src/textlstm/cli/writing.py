@@ -203,7 +203,7 @@ def _converse(
     def show(text: str) -> None:
         click.echo(text, nl=False)
 
-    # The prompt shows keys; a line that is read without it is shown by the terminal alone.
+    # Where stdin is read without a prompt, the terminal alone shows what is typed.
     with silent_keys() if in_terminal else nullcontext():
         if prompt:
             show(click.style(prompt, bold=True))

@@ -14,6 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from textlstm.config import ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, LaneReader, MergeDropout, Part, Tokens, merges_of
 from textlstm.corpus.named import HELD_OUT_CHARS
 from textlstm.engine.torch import TorchEngine
-from textlstm.errors import Interrupted, MissingExtraError, RunError
+from textlstm.errors import Interrupted, MissingExtraError, RunError, TextLSTMError
 from textlstm.files import append_whole, insist, sync_file, write_atomically
 from textlstm.learning import measure
 from textlstm.machine import processor, usable_cores
@@ -35,7 +36,7 @@ from textlstm.model_file import CALIBRATION, ModelFile, read_model, write_model
 from textlstm.network import RecurrentLM
 from textlstm.novelty import RUN_LENGTHS, CopyMeter, SuffixIndex
 from textlstm.planning import SAMPLE_CHARS, SAMPLES, SHOWN_TOKENS, duration, lighter, portions, samples_of
-from textlstm.registry import MODEL_FILE
+from textlstm.registry import MODEL_FILE, find_model
 from textlstm.run.card import version_of
 from textlstm.run.folder import size_of
 from textlstm.run.setup import Request, Result, Setup, process_seconds
@@ -239,7 +240,8 @@ class Run:
             unigram=unigram,
             costs_of=text,
             flops_per_token=model.training_flops(1),
-            peak=sgemm_peak(self.device, seconds=0.15),  # a run waits for it
+            # A run waits for it. Each rank has its share of the cores, or a device of its own.
+            peak=sgemm_peak(self.device, seconds=0.15) * self.group.size,
             shown=self.shown,
         )
 
@@ -561,6 +563,7 @@ class Run:
             if is_original_split(self.corpus):
                 val["nats_per_gpt2_token"] = score.nats / GPT2_TOKENS_OF_ORIGINAL_SPLIT
             self.view.score(score)
+            self._tell_before()
             if self.setup.predicted is not None:
                 ratio = self.setup.predicted / score.nats_per_char
                 off = (
@@ -588,6 +591,16 @@ class Run:
         }
         append_whole(self.folder / "log.jsonl", json.dumps(_finite({"event": "end", "result": values})) + "\n")
         return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)
+
+    def _tell_before(self) -> None:
+        """Says what the held-out text costs under the model that the run began from, if that is still there."""
+        if self.setup.init_from is None:
+            return
+        with suppress(TextLSTMError):  # the run is not worth less without it
+            initial = read_model(find_model(self.setup.init_from))
+            if initial.sha256 == self.setup.init_sha256:
+                score = score_held_out(TorchEngine(initial), self.corpus, self.tokens, "stream")
+                self.view.notice(f"the model that it began from: {score.nats_per_char:.4f} nats/char of the same text")
 
     def _last_finite(self, file: ModelFile, step: int) -> ModelFile:
         """The model, which says and tells so if no later weights were numbers."""
