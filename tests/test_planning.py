@@ -151,7 +151,7 @@ def test_a_plan_lands_within_a_tenth_of_its_time(monkeypatch, chars, minutes, pe
     allowed = 0.2 if (peak, minutes, chars) == (6e10, 0.5, 10**9) else 0.1
     machine.work(3 + chars / 3e8)  # imports; reading, three hundred megabytes a second
     plan = Plan(minutes, 0.0, "cpu", "fp32", lambda line: None)
-    held_out = min(chars // 10, plan.most_held_out)
+    held_out = min(chars // 10, plan.most_held_out(begun=False))
     part = SimpleNamespace(num_chars=chars - held_out, head=lambda n: (PLAIN[: min(n, chars)],))
 
     def sampled(number: int, seed: int):
@@ -517,6 +517,12 @@ def test_what_learning_goes_by_is_told_by_a_fifth_of_it(monkeypatch):
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     model = ModelConfig(vocab_size=257, hidden_size=8, embed_size=8)
     assert planning._statistics_seconds(model, ByteTokenizer()) == learning.SEGMENTS
+
+
+def test_what_is_scored_twice_is_shorter(monkeypatch):
+    monkeypatch.setattr(planning, "planning_peak", lambda device, precision: 1e11)
+    hour, half = (Plan(minutes, 0.0, "cpu", "fp32", lambda line: None) for minutes in (60, 30))
+    assert hour.most_held_out(begun=True) == half.most_held_out(begun=False) < hour.most_held_out(begun=False)
 
 
 @pytest.mark.parametrize("begun", [False, True])

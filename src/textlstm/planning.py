@@ -92,10 +92,9 @@ class Plan:
         notice("measuring this machine ...")
         self._peak = planning_peak(device, precision)
 
-    @property
-    def most_held_out(self) -> int:
-        """Characters to hold out at most."""
-        return autopilot.most_held_out(60 * self.minutes, self._peak)
+    def most_held_out(self, begun: bool) -> int:
+        """Characters to hold out at most; they are scored twice where the run begins from a model."""
+        return autopilot.most_held_out(60 * self.minutes / (1 + begun), self._peak)
 
     @property
     def _left(self) -> float:

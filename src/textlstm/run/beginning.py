@@ -61,7 +61,7 @@ def begin(
     planned: Planned | None = None
     if minutes is not None:
         plan = Plan(minutes, started, device, for_train["precision"], view.notice)
-        for_corpus.setdefault("max_val_chars", plan.most_held_out)
+        for_corpus.setdefault("max_val_chars", plan.most_held_out(initial is not None))
     corpus = read_corpus(request.sources, CorpusConfig.from_dict(for_corpus), view.notice)
     if request.time_to_loss is not None and not corpus.val.num_chars:
         raise UsageError("--time-to-loss needs a held-out text; leave out --val-fraction 0")
