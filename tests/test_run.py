@@ -589,10 +589,8 @@ def test_a_run_that_is_counted_again_goes_on_as_if_it_had_not_been_stopped(book,
     assert [line for line in log_of(tmp_path / "whole") if line["event"] == "recount"] == [
         {"event": "recount", "step": 10, "steps": 56}
     ]
-    told = (
-        "the machine is faster than expected: 56 steps in all instead of 40; they are counted again until half of them"
-    )
-    assert view.notices.count(f"{told} are done") == 1
+    told = "the machine is faster than expected: 56 steps in all instead of 40; they are counted again until three"
+    assert view.notices.count(f"{told} quarters of them are done") == 1
     assert not any("no more changes" in line for line in view.notices)
     assert whole.config["reasons"][-1] == "56 steps instead: counted again at step 10"
     card = read_model(whole.model).card

@@ -391,6 +391,9 @@ _LOOKING, _FEWEST_LOOKS = 0.04, 4
 _SMALL_THINGS = 0.03  # share of a step's time that goes into the log, the screen and the memory
 
 
+COUNTED_UNTIL = 0.75  # of the steps of a run, they may become others
+
+
 @dataclass(frozen=True)
 class Timetable:
     """When a run that was planned for a time has to end, and how many steps it may take until then.
@@ -413,10 +416,11 @@ class Timetable:
     def recount(self, looks: Sequence[tuple[int, float]], steps: int, warmup: float) -> int:
         """How many steps the run should take in all.
 
-        Counted between a tenth and half of the run, and after the warm-up: before, too little is known; after, the
-        learning rate falls too fast for its schedule to be stretched. Never fewer than half of what was planned: a
-        process that was stopped for a while only seems slow. More are right, up to what the text bears: the peak
-        chose all else. No more than thrice as many at once, and none with which the rate would warm up again.
+        Counted from a tenth to three quarters of the run, and after the warm-up: before, too little is known; after,
+        what is left is what the learning rate needs to fall. Never fewer than half of what was planned: a process that
+        was stopped for a while only seems slow. More are right, up to what the text bears: the peak chose all else. No
+        more than thrice as many at once, and none with which the rate would warm up again. In the second half never
+        more, since the rate has fallen and would rise, and at most a tenth fewer at once.
 
         Args:
             looks: steps done and seconds passed, some times. From one to the next is told how fast steps are; before
@@ -428,11 +432,13 @@ class Timetable:
             Another number of steps where the run would miss its end by a twentieth of them, else the same one.
         """
         step, passed = looks[-1]
-        if not max(0.1, warmup) <= step / steps <= 0.5 or len(looks) < 2:
+        if not max(0.1, warmup) <= step / steps <= COUNTED_UNTIL or len(looks) < 2:
             return steps
-        most = min(self.most_steps, 3 * steps, int(step / warmup) if warmup else 3 * steps)
+        least, most = self.steps // 2, min(self.most_steps, 3 * steps, int(step / warmup) if warmup else 3 * steps)
+        if 2 * step > steps:
+            least, most = max(least, int(0.9 * steps)), min(most, steps)
         fit = step + int(max(0.0, self.seconds - self.ending - passed) / pace(looks))
-        wanted = max(step + 1, min(max(fit, self.steps // 2), most))
+        wanted = max(step + 1, min(max(fit, least), most))
         return steps if abs(wanted - steps) <= steps / 20 else wanted
 
     def projected(self, looks: Sequence[tuple[int, float]], steps: int) -> float:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textlstm import metrics
+from textlstm import autopilot, metrics
 from textlstm.config import ModelConfig, TrainConfig
 from textlstm.corpus import Corpus, LaneReader, MergeDropout, Part, Tokens, merges_of
 from textlstm.corpus.named import HELD_OUT_CHARS
@@ -328,13 +328,13 @@ class Run:
                 self._told_steps, pace = wanted, "faster" if wanted > steps else "slower"
                 self.view.notice(
                     f"the machine is {pace} than expected: {wanted:,} steps in all instead of {steps:,}; they are "
-                    "counted again until half of them are done"
+                    "counted again until three quarters of them are done"
                 )
             self.view.recount(wanted)
             self._log({"event": "recount", "step": step, "steps": wanted})
         if len(looks) < 2 or 2 * step <= wanted:
             return wanted
-        if self._told_steps not in (None, wanted):
+        if step > autopilot.COUNTED_UNTIL * wanted and self._told_steps not in (None, wanted):
             self._told_steps = wanted
             self.view.notice(f"{wanted:,} steps in all, and no more changes")
         if self._told_late:
