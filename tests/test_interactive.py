@@ -138,8 +138,11 @@ def test_settings_are_shown_as_they_are_typed(conversation):
         "typical-p 1\ntop-p 1\nmin-p 0\ntop-n-sigma 0\nxtc-probability 0\nxtc-threshold 0.1\nmirostat 0\n"
         "mirostat-tau 5\nmirostat-eta 0.1\nsamplers off\ntemperature-last off\nmax-tokens off\nmax-chars 20\n"
         "stop x\\n\nstop-at-end off\ncopy-source off\nmax-copy off\nregex off\ntemplate off\nblanks off\n"
-        "line-length off\nprefix off\nchoices off"
+        "line-length off\nprefix off"
     )
+    conversation.options["choices"] = ["a", "b"]  # cannot be typed, but holds
+    assert hear(conversation, "/set").endswith("\nprefix off\nchoices a or b")
+    conversation.options["choices"] = []
     for command in ("stop-at-end on", "stop x\\n", "temperature 1e-05", "prefix a b"):
         assert hear(conversation, f"/set {command}") == command
     before = hear(conversation, "/set")
@@ -187,6 +190,7 @@ def test_copies_are_limited_across_answers(conversation):
         ("/set max-tokens -1", "0 or more"), ("/set regex", "a text"), ("/set zzz 1", "known are"),
         ("/load ../x/y", "no session"), ("/", "no command"), ("/set max-copy 4", "copy-source"),
         ("/set copy-source", "a file"), ("/set max-copy few", "a whole number"),
+        ("/set choices a,b", "as --choices had them"),
     ],
 )  # fmt: skip
 def test_commands_that_cannot_be_meant(conversation, line, problem):

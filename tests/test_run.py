@@ -878,6 +878,7 @@ def test_the_default_network_on_a_short_text_is_told(book, tmp_path):
     [
         ("  - a list\nCall me Ishmael. Some years", "Call me Ishmael. Some"), ("--json\n-n\nlast line", "last line"),
         ("JULIET:\nO Romeo, Romeo!", "JULIET:"), ("\u3042\u308b\u3068\u3053", "\u3042\u308b\u3068\u3053"), ("- ?", ""),
+        ("It's mine\nSay \"no\"\nSay yes", "Say yes"),
         ("tab\there\nbell \x07 rings\nno bell", "no bell"), ("word " + "x" * 99, "word " + "x" * 35), ("", ""),
     ],
 )  # fmt: skip
@@ -903,11 +904,16 @@ def test_init_from_goes_on_from_a_model(finished, tmp_path):
     assert result.config["init_from"] == str(base)
 
 
-def test_a_run_from_a_model_tells_what_the_same_text_cost_before(finished, book, tmp_path):
-    settings, view = {"batch_size": 4, "seq_len": 24}, Watch()
-    train(Request([str(book)], tmp_path / "run", steps=4, settings=settings, init_from=str(finished[1])), view)
-    told = f"the model that it began from: {finished[2].val['nats_per_char']:.4f} nats/char of the same text"
-    assert view.notices.count(told) == 1
+@pytest.mark.parametrize(
+    ("lr", "words"), [(0.01, "more: training on helped"), (0.9, "less: training on did not help")]
+)
+def test_a_run_from_a_model_tells_what_the_same_text_cost_before(finished, book, tmp_path, lr, words):
+    settings, view = {"batch_size": 4, "seq_len": 24, "lr": lr, "dev_fraction": 0.0}, Watch()
+    asked = Request([str(book)], tmp_path / "run", steps=30, settings=settings, init_from=str(finished[1]))
+    result = train(asked, view)
+    before, after = finished[2].val["nats_per_char"], result.val["nats_per_char"]
+    told = f"the model that it began from costs {before:.4f} nats/char, {abs(before - after):.4f} {words}"
+    assert view.notices.count(told) == 1 and (before > after) is (lr < 0.1)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -920,7 +926,7 @@ def test_a_run_from_a_model_that_is_gone_tells_nothing_of_it(finished, book, tmp
     if replaced:
         shutil.copytree(finished[1], base)
     assert train(Request([], tmp_path / "run", resume=True), view).steps == 4
-    assert "the model that it began from" not in " ".join(view.notices)
+    assert "the model that it began from costs" not in " ".join(view.notices)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ class Conversation:
 
     def _command_again(self, _: str) -> Iterator[str]:
         if self._last is None or not self._past:
-            raise UsageError("nothing was written since here; type a text, or Enter alone")
+            raise UsageError("nothing was written since here; type a text, Enter alone, or /redo after /undo")
         self._go_to(self._past[-1].branch(seed=self.session.rng))  # the stream goes on: another answer
         yield from self._answer(self._last)
 
@@ -212,11 +212,12 @@ class Conversation:
         name = name.replace("-", "_")
         if not name:
             current = {**self.session.sampling.to_dict(), **{k: v for k, v in self.options.items() if v is not None}}
-            yield "\n".join(
-                f"{key.replace('_', '-')} {_written(current.get(key))}" for key in (*settings(), "choices")
-            )
+            names = [*settings(), *(["choices"] if current.get("choices") else [])]
+            yield "\n".join(f"{key.replace('_', '-')} {_written(current.get(key))}" for key in names)
             return
         known = settings()
+        if name == "choices":
+            raise UsageError("choices stay as --choices had them when the conversation began")
         if name not in known:
             hint = _nearest(name, list(known)) or f"known are {', '.join(known)}"
             raise UsageError(f"there is no setting {name}; {hint}".replace("_", "-"))

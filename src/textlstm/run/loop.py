@@ -563,7 +563,7 @@ class Run:
             if is_original_split(self.corpus):
                 val["nats_per_gpt2_token"] = score.nats / GPT2_TOKENS_OF_ORIGINAL_SPLIT
             self.view.score(score)
-            self._tell_before()
+            self._tell_before(score)
             if self.setup.predicted is not None:
                 ratio = self.setup.predicted / score.nats_per_char
                 off = (
@@ -592,15 +592,18 @@ class Run:
         append_whole(self.folder / "log.jsonl", json.dumps(_finite({"event": "end", "result": values})) + "\n")
         return Result(self.folder / MODEL_FILE, self.setup.to_dict(), **values)
 
-    def _tell_before(self) -> None:
-        """Says what the held-out text costs under the model that the run began from, if that is still there."""
+    def _tell_before(self, after: metrics.Score) -> None:
+        """Says what the held-out text cost under the model that the run began from, if that is still there."""
         if self.setup.init_from is None:
             return
         with suppress(TextLSTMError):  # the run is not worth less without it
             initial = read_model(find_model(self.setup.init_from))
             if initial.sha256 == self.setup.init_sha256:
-                score = score_held_out(TorchEngine(initial), self.corpus, self.tokens, "stream")
-                self.view.notice(f"the model that it began from: {score.nats_per_char:.4f} nats/char of the same text")
+                before = score_held_out(TorchEngine(initial), self.corpus, self.tokens, "stream").nats_per_char
+                gained = before - after.nats_per_char
+                told = "more: training on helped" if gained > 0 else "less: training on did not help"
+                costs = f"the model that it began from costs {before:.4f} nats/char"
+                self.view.notice(f"{costs}, {abs(gained):.4f} {told}")
 
     def _last_finite(self, file: ModelFile, step: int) -> ModelFile:
         """The model, which says and tells so if no later weights were numbers."""
@@ -641,13 +644,14 @@ def is_original_split(corpus: Corpus) -> bool:
 
 
 def opening(text: str) -> str:
-    """The first words of the first line that begins with some, as a prompt; "" where none does.
+    """The first words of the first line that begins with some, as a prompt without quotes; "" where none does.
 
     Args:
         text: any.
     """
     found = (match[0][:_MOST_PROMPT].rstrip() for match in _OPENING.finditer(text))
-    return next((words for words in found if len(words) >= _LEAST_PROMPT and words.isprintable()), "")
+    shown = (words for words in found if len(words) >= _LEAST_PROMPT and words.isprintable())
+    return next((words for words in shown if not set(words) & set("'\"`")), "")  # a shell would want them quoted
 
 
 _OPENING = re.compile(r"^\w\S*(?: \S+){0,3}", re.MULTILINE)
