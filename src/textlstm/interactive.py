@@ -217,7 +217,7 @@ class Conversation:
             return
         known = settings()
         if name == "choices":
-            raise UsageError("choices stay as --choices had them when the conversation began")
+            raise UsageError("choices are given by --choices when a conversation begins, and stay")
         if name not in known:
             hint = _nearest(name, list(known)) or f"known are {', '.join(known)}"
             raise UsageError(f"there is no setting {name}; {hint}".replace("_", "-"))
